@@ -1,0 +1,153 @@
+package watch
+
+import "time"
+
+// An Event is one fact about the world, with the time at which it was true. Events wake the reaper; what they say is
+// folded into the [Picture], and the picture decides.
+type Event interface{ isEvent() }
+
+type (
+	// TimePassed says that it is now At: what was to be looked at again by then falls due.
+	TimePassed struct{ At time.Time }
+
+	// Listed is a complete list of one kind of sandbox.
+	Listed struct {
+		Kind      Kind
+		Asked     time.Time // when the list was asked for: what is newer than that, it does not contradict
+		Sandboxes []Sandbox
+	}
+
+	// ListFailed says that a list could not be had, or not whole. Nothing follows from it about any sandbox.
+	ListFailed struct {
+		Kind Kind
+		At   time.Time
+		Err  error
+	}
+
+	// SandboxSeen is one sandbox looked at by itself.
+	SandboxSeen struct {
+		Sandbox Sandbox
+		Asked   time.Time
+	}
+
+	// SandboxGone says that the sandbox and all that its system keeps for it exist no more.
+	SandboxGone struct {
+		ID ID
+		At time.Time
+	}
+
+	// InitExited says that the first process of a sandbox is dead, before its system may have noticed.
+	InitExited struct {
+		ID      ID
+		Process Process
+		At      time.Time
+	}
+
+	// ProcessSeen is what a look at a PID found, or what its pidfd told.
+	ProcessSeen struct {
+		PID     int
+		Process Process   // who holds the PID, or held it until At; the zero Process if the look found nobody
+		Born    time.Time // the process's start by the wall clock
+		Life    Life      // Unknown: the look failed, and Detail says how
+		At      time.Time // when it was seen so; of an exit, when it happened if the kernel told
+		Detail  string
+	}
+
+	// ContainerSeen is what a look at a container that owns sandboxes found. It is about the sandboxes whose claim was
+	// bound to that container before, and if Named also about those whose claim is not bound yet.
+	ContainerSeen struct {
+		Ref       string    // as the claim names it
+		Named     bool      // Ref itself was looked up, and not an ID that it once stood for
+		Container string    // the full ID; "" if nothing has that name
+		Created   time.Time // by the engine's clock
+		Life      Life
+		Gone      bool      // exited, and removed as well
+		Since     time.Time // of an exit, when it happened
+		Asked     time.Time
+		Detail    string
+	}
+
+	// NamespaceSeen says whether PIDs mean the same to a kind's system and to us. Until one arrives they do not.
+	NamespaceSeen struct {
+		Kind   Kind
+		Shared bool
+		Detail string // why not
+	}
+
+	// ScanBegun and ScanEnded stand around the lists of one full scan.
+	ScanBegun struct{ At time.Time }
+	// ScanEnded carries how many of the scan's lists failed.
+	ScanEnded struct {
+		At     time.Time
+		Failed int
+	}
+
+	// SourceLost says that a source of events lost some, or stopped. A full scan must follow.
+	SourceLost struct {
+		Source string
+		Err    error
+		At     time.Time
+	}
+
+	// SourceBack says that a source that was lost tells events again.
+	SourceBack struct {
+		Source string
+		At     time.Time
+	}
+
+	// StepBegun says that a step of a reap has been handed to whoever carries it out.
+	StepBegun struct {
+		ID     ID
+		Step   Step
+		Reason string // of the first step: why the sandbox is reaped
+		At     time.Time
+	}
+
+	// StepEnded is the result of a step.
+	StepEnded struct {
+		ID   ID
+		Step Step
+		Err  error
+		At   time.Time
+	}
+)
+
+func (TimePassed) isEvent()    {}
+func (Listed) isEvent()        {}
+func (ListFailed) isEvent()    {}
+func (SandboxSeen) isEvent()   {}
+func (SandboxGone) isEvent()   {}
+func (InitExited) isEvent()    {}
+func (ProcessSeen) isEvent()   {}
+func (ContainerSeen) isEvent() {}
+func (NamespaceSeen) isEvent() {}
+func (ScanBegun) isEvent()     {}
+func (ScanEnded) isEvent()     {}
+func (SourceLost) isEvent()    {}
+func (SourceBack) isEvent()    {}
+func (StepBegun) isEvent()     {}
+func (StepEnded) isEvent()     {}
+
+// A Step is one thing done to a sandbox on the way from its verdict to its end.
+type Step uint8
+
+// The steps, in the order in which they are taken. Not every reap takes all.
+const (
+	NoStep    Step = iota
+	Terminate      // ask its first process to end
+	Kill           // end its first process
+	Remove         // remove it and what it leaves
+)
+
+func (s Step) String() string {
+	switch s {
+	case Terminate:
+		return "terminate"
+	case Kill:
+		return "kill"
+	case Remove:
+		return "remove"
+	default:
+		return "none"
+	}
+}

@@ -1,0 +1,361 @@
+package watch
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// A Picture is everything that watcher knows, folded from events. It is not safe for concurrent use.
+type Picture struct {
+	boot       string
+	sandboxes  map[ID]*Entry
+	gone       map[ID]time.Time // what went lately, so that an older list does not bring it back (W4)
+	namespaces map[Kind]NamespaceSeen
+	claimants  map[string]map[ID]struct{} // sandboxes by what their claims name: a PID or a container reference
+	agenda     agenda
+
+	hold, release []int
+}
+
+// NewPicture returns an empty picture of a host whose boot ID is boot.
+func NewPicture(boot string) *Picture {
+	return &Picture{
+		boot:       boot,
+		sandboxes:  map[ID]*Entry{},
+		gone:       map[ID]time.Time{},
+		namespaces: map[Kind]NamespaceSeen{},
+		claimants:  map[string]map[ID]struct{}{},
+		agenda:     newAgenda(),
+	}
+}
+
+// An Entry is what the picture knows of one sandbox. Entries are the picture's own: read them, do not keep them.
+type Entry struct {
+	Sandbox
+	Asked    time.Time // how fresh Sandbox is
+	Owner    Owner
+	Progress Progress
+}
+
+// An Owner is a claim and what became known of it.
+type Owner struct {
+	Claim     Claim
+	Life      Life
+	Process   Process   // the incarnation that a process claim is bound to
+	Container string    // the full ID that a container claim is bound to
+	Replaced  bool      // exited, because its PID belongs to a later process
+	Gone      bool      // of a container: not only exited but removed
+	ExitedAt  time.Time // when it exited, if that was observed
+	Detail    string    // why Life is Unknown
+}
+
+// Progress is how far the reap of a sandbox has come.
+type Progress struct {
+	Begun    time.Time // zero: not begun
+	Reason   string
+	Step     Step // the latest step begun
+	StepAt   time.Time
+	InFlight bool      // its result is outstanding
+	Stopped  time.Time // when the sandbox's init was seen dead
+	Attempts int       // removals that failed
+	Err      error     // of the latest step that ended
+}
+
+// Boot is the boot ID of the host that the picture shows.
+func (p *Picture) Boot() string { return p.boot }
+
+// Entry returns what is known of a sandbox, or nil.
+func (p *Picture) Entry(id ID) *Entry { return p.sandboxes[id] }
+
+// IDs returns all sandboxes in order.
+func (p *Picture) IDs() []ID { return slices.SortedFunc(maps.Keys(p.sandboxes), ID.Compare) }
+
+// Len is the number of sandboxes.
+func (p *Picture) Len() int { return len(p.sandboxes) }
+
+// Namespace says whether PIDs in claims of this kind's sandboxes can be judged here.
+func (p *Picture) Namespace(kind Kind) NamespaceSeen { return p.namespaces[kind] }
+
+// Due returns, in order, the sandboxes to judge: those about which a fact has arrived since they were last settled, and
+// those whose time had come at the last [TimePassed].
+func (p *Picture) Due() []ID { return slices.SortedFunc(maps.Keys(p.agenda.touched), ID.Compare) }
+
+// Next is when the first sandbox that no fact has touched falls due; the zero time if none does.
+func (p *Picture) Next() time.Time { return p.agenda.next() }
+
+// Settle says that a sandbox has been judged and need not be looked at before next, unless a fact arrives. The zero
+// time means never.
+func (p *Picture) Settle(id ID, next time.Time) { p.agenda.settle(id, next) }
+
+// TakeClaims returns the PIDs that have become interesting since the last call, and those that no sandbox claims any
+// more. A PID is named again when another sandbox claims it and when a scan finds its claim still open.
+func (p *Picture) TakeClaims() (hold, release []int) {
+	hold, release = p.hold, p.release
+	p.hold, p.release = nil, nil
+	return hold, release
+}
+
+// Apply folds one event into the picture. It returns what the picture knew of the sandboxes that the event made it
+// forget.
+//
+// A process that is younger than a sandbox cannot be its owner (W3), but the wall clock, by which the sandbox's system
+// dates it, may have been stepped since. Where the sandbox's init is known, the process must also be younger than that
+// by the kernel's own clock; if the two clocks disagree, the owner is unknown.
+func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
+	switch ev := ev.(type) {
+	case TimePassed:
+		p.agenda.advance(ev.At)
+	case Listed:
+		return p.applyListed(ev)
+	case SandboxSeen:
+		p.see(ev.Sandbox, ev.Asked)
+	case SandboxGone:
+		p.gone[ev.ID] = ev.At
+		if e := p.forget(ev.ID); e != nil {
+			return []*Entry{e}
+		}
+	case InitExited:
+		p.applyInitExited(ev)
+	case ProcessSeen:
+		for id := range p.claimants[pidKey(ev.PID)] {
+			e := p.sandboxes[id]
+			e.Owner.learnProcess(e.Sandbox, ev)
+			p.agenda.touch(id)
+		}
+	case ContainerSeen:
+		for id := range p.claimants[ev.Ref] {
+			e := p.sandboxes[id]
+			e.Owner.learnContainer(e.Sandbox, ev)
+			p.agenda.touch(id)
+		}
+	case NamespaceSeen:
+		p.namespaces[ev.Kind] = ev
+		p.touchAll(ev.Kind)
+	case StepBegun:
+		p.applyStepBegun(ev)
+	case StepEnded:
+		p.applyStepEnded(ev)
+	case ListFailed, ScanBegun, ScanEnded, SourceLost, SourceBack:
+		// These say something about the watching, not about the watched (W5).
+	}
+	return nil
+}
+
+func (p *Picture) applyListed(ev Listed) (forgotten []*Entry) {
+	listed := make(map[ID]bool, len(ev.Sandboxes))
+	for _, s := range ev.Sandboxes {
+		listed[s.ID] = true
+		p.see(s, ev.Asked)
+	}
+	for id, e := range p.sandboxes {
+		if id.Kind != ev.Kind {
+			continue
+		}
+		if !listed[id] && e.Asked.Before(ev.Asked) {
+			forgotten = append(forgotten, p.forget(id))
+			continue
+		}
+		if e.Owner.Claim.Kind == ProcessClaim && e.Owner.Process.PID == 0 && e.Owner.Life != Exited {
+			p.hold = append(p.hold, e.Owner.Claim.Process.PID)
+		}
+		p.agenda.touch(id)
+	}
+	maps.DeleteFunc(p.gone, func(id ID, at time.Time) bool { return id.Kind == ev.Kind && at.Before(ev.Asked) })
+	return forgotten
+}
+
+func (p *Picture) see(s Sandbox, asked time.Time) {
+	if at, ok := p.gone[s.ID]; ok && !asked.After(at) {
+		return
+	}
+	e, known := p.sandboxes[s.ID]
+	switch {
+	case !known:
+		e = &Entry{Owner: Owner{Claim: s.Terms.Owner}}
+		p.sandboxes[s.ID] = e
+		p.claim(s.ID, s.Terms.Owner)
+	case asked.Before(e.Asked):
+		return
+	}
+	e.Sandbox, e.Asked = s, asked
+	if !s.State.Runs() && !e.Progress.Begun.IsZero() && e.Progress.Stopped.IsZero() {
+		e.Progress.Stopped = asked
+	}
+	p.agenda.touch(s.ID)
+}
+
+func (p *Picture) forget(id ID) *Entry {
+	e, ok := p.sandboxes[id]
+	if !ok {
+		return nil
+	}
+	delete(p.sandboxes, id)
+	p.agenda.forget(id)
+	p.unclaim(id, e.Owner.Claim)
+	return e
+}
+
+func (p *Picture) claim(id ID, c Claim) {
+	key := claimKey(c)
+	if key == "" {
+		return
+	}
+	if p.claimants[key] == nil {
+		p.claimants[key] = map[ID]struct{}{}
+	}
+	p.claimants[key][id] = struct{}{}
+	if c.Kind == ProcessClaim {
+		p.hold = append(p.hold, c.Process.PID)
+	}
+}
+
+func (p *Picture) unclaim(id ID, c Claim) {
+	key := claimKey(c)
+	if key == "" {
+		return
+	}
+	delete(p.claimants[key], id)
+	if len(p.claimants[key]) > 0 {
+		return
+	}
+	delete(p.claimants, key)
+	if c.Kind == ProcessClaim {
+		p.release = append(p.release, c.Process.PID)
+	}
+}
+
+func (p *Picture) applyInitExited(ev InitExited) {
+	e := p.sandboxes[ev.ID]
+	if e == nil || e.Init != ev.Process {
+		return
+	}
+	e.Init = Process{}
+	if e.Progress.Stopped.IsZero() && !e.Progress.Begun.IsZero() {
+		e.Progress.Stopped = ev.At
+	}
+	p.agenda.touch(ev.ID)
+}
+
+func (p *Picture) applyStepBegun(ev StepBegun) {
+	e := p.sandboxes[ev.ID]
+	if e == nil {
+		return
+	}
+	pr := &e.Progress
+	if pr.Begun.IsZero() {
+		pr.Begun, pr.Reason = ev.At, ev.Reason
+	}
+	pr.Step, pr.StepAt, pr.InFlight, pr.Err = ev.Step, ev.At, true, nil
+}
+
+func (p *Picture) applyStepEnded(ev StepEnded) {
+	e := p.sandboxes[ev.ID]
+	if e == nil || e.Progress.Step != ev.Step || !e.Progress.InFlight {
+		return
+	}
+	pr := &e.Progress
+	pr.InFlight, pr.StepAt, pr.Err = false, ev.At, ev.Err
+	if ev.Step == Remove && ev.Err != nil {
+		pr.Attempts++
+	}
+	p.agenda.touch(ev.ID)
+}
+
+func (p *Picture) touchAll(kind Kind) {
+	for id := range p.sandboxes {
+		if id.Kind == kind {
+			p.agenda.touch(id)
+		}
+	}
+}
+
+// learnProcess takes in what was seen of the PID that o claims.
+func (o *Owner) learnProcess(s Sandbox, seen ProcessSeen) {
+	if o.Life == Exited {
+		// Of two witnesses to one death, the earlier one is nearer the truth: the kernel's stamp may come second.
+		if seen.Life == Exited && seen.Process == o.Process && seen.At.Before(o.ExitedAt) {
+			o.ExitedAt = seen.At
+		}
+		return
+	}
+	nobody := seen.Process.PID == 0
+	switch {
+	case seen.Life == Unknown:
+		if o.Process.PID == 0 {
+			o.Detail = seen.Detail
+		}
+	case o.Process.PID != 0: // bound
+		switch {
+		case seen.Process == o.Process && seen.Life == Alive:
+		case seen.Process == o.Process, nobody:
+			o.exit(seen.At)
+		case seen.Process.Start > o.Process.Start:
+			o.Replaced = true
+			o.exit(seen.At)
+		}
+	case nobody:
+		o.exit(time.Time{})
+	case o.Claim.Process.Start != 0:
+		if seen.Process.Start != o.Claim.Process.Start {
+			o.Replaced = true
+			o.exit(time.Time{})
+			return
+		}
+		o.bind(seen)
+	case seen.Born.After(s.Created.Add(clockSlack)):
+		if s.Init.PID != 0 && seen.Process.Start <= s.Init.Start {
+			o.Detail = "the wall clock says that the process was born after the sandbox, the kernel's clock that it was not"
+			return
+		}
+		o.Replaced = true
+		o.exit(time.Time{})
+	default:
+		o.bind(seen)
+	}
+}
+
+func (o *Owner) bind(seen ProcessSeen) {
+	o.Process, o.Detail = seen.Process, ""
+	if o.Life = seen.Life; o.Life == Exited {
+		// It was dead when first looked at, so nobody saw when it died.
+		o.ExitedAt = time.Time{}
+	}
+}
+
+func (o *Owner) exit(at time.Time) {
+	o.Life, o.ExitedAt, o.Detail = Exited, at, ""
+}
+
+// learnContainer takes in what was seen of a container that o's claim names. Unlike a process, a container that exited
+// may run again, but one that is gone does not come back: a later one of that name is another.
+func (o *Owner) learnContainer(s Sandbox, seen ContainerSeen) {
+	bound := o.Container != ""
+	switch {
+	case o.Gone, bound && seen.Container != o.Container, !bound && !seen.Named:
+		return
+	case seen.Life == Unknown:
+		if !bound {
+			o.Detail = seen.Detail
+		}
+		return
+	case seen.Container == "", !bound && seen.Created.After(s.Created.Add(clockSlack)):
+		// The name is free, or belongs to a container younger than the sandbox.
+		o.exit(time.Time{})
+		o.Gone = true
+		return
+	}
+	o.Container, o.Detail = seen.Container, ""
+	if seen.Life == Alive {
+		o.Life, o.ExitedAt = Alive, time.Time{}
+		return
+	}
+	at := seen.Since
+	if at.IsZero() {
+		at = seen.Asked
+	}
+	if o.Life != Exited {
+		o.exit(at)
+	}
+	o.Gone = seen.Gone
+}

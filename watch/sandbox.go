@@ -1,0 +1,146 @@
+package watch
+
+import (
+	"cmp"
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+)
+
+// Kind says what sort of sandbox something is. Its values are those of the JSON and log field "kind".
+type Kind string
+
+// Container is a container of a Docker-compatible engine.
+const Container Kind = "container"
+
+// An ID names one sandbox for good: the full ID that its system gave it, never a name or a prefix.
+type ID struct {
+	Kind Kind
+	Name string // the system's full identifier
+}
+
+// Compare orders IDs by kind and then by name.
+func (id ID) Compare(other ID) int {
+	return cmp.Or(strings.Compare(string(id.Kind), string(other.Kind)), strings.Compare(id.Name, other.Name))
+}
+
+func (id ID) String() string { return string(id.Kind) + " " + id.Name }
+
+// State is the state of a sandbox in the words of the Docker Engine API.
+type State string
+
+// States of a container. Others may occur and count as running: a state we do not know may run code.
+const (
+	Created    State = "created"
+	Running    State = "running"
+	Paused     State = "paused"
+	Restarting State = "restarting"
+	Removing   State = "removing"
+	Stopped    State = "exited"
+	Dead       State = "dead"
+)
+
+// Runs reports whether code of the sandbox may be running, or may run again by itself.
+func (s State) Runs() bool {
+	switch s {
+	case Created, Stopped, Dead, Removing:
+		return false
+	default:
+		return true
+	}
+}
+
+// A Sandbox is one container or microVM as it was last seen.
+type Sandbox struct {
+	ID      ID
+	Name    string
+	Image   string
+	State   State
+	Created time.Time
+	Terms   Terms
+
+	// Init is the first process of the sandbox, held so that it can be stopped at once; zero if it is not held. Its
+	// start time is also a clock that the wall clock cannot lie to (W3).
+	Init Process
+}
+
+// Labels that a sandbox may carry.
+const (
+	LabelPrefix      = "watcher."
+	LabelOwner       = LabelPrefix + "owner"
+	LabelTTL         = LabelPrefix + "ttl"
+	LabelStopTimeout = LabelPrefix + "stop-timeout"
+	LabelKeep        = LabelPrefix + "keep"
+	LabelGroup       = LabelPrefix + "group"
+)
+
+// Terms are what a sandbox's labels ask of watcher. The zero Terms ask nothing.
+type Terms struct {
+	Owner       Claim
+	TTL         time.Duration // 0: none
+	StopTimeout time.Duration // 0: killed at once
+	Keep        bool
+	Fault       string // the first malformed label, in words; such a sandbox is kept
+}
+
+// maxDuration bounds the durations in labels. Beyond a hundred years a number is a mistake, and adding it to a time
+// could overflow and turn "never" into "long ago".
+const maxDuration = 100 * 365 * 24 * time.Hour
+
+// ParseTerms reads the watcher labels among labels. The second result is false if there are none: such a sandbox does
+// not exist for watcher. An unknown label with our prefix is a fault, because a misspelt watcher.keep must not kill.
+func ParseTerms(labels map[string]string) (Terms, bool) {
+	var keys []string
+	for key := range labels {
+		if strings.HasPrefix(key, LabelPrefix) {
+			keys = append(keys, key)
+		}
+	}
+	sort.Strings(keys) // so that of several faults the same one is told each time
+	var t Terms
+	for _, key := range keys {
+		if err := t.read(key, labels[key]); err != nil && t.Fault == "" {
+			t.Fault = err.Error()
+		}
+	}
+	return t, len(keys) > 0
+}
+
+func (t *Terms) read(key, value string) (err error) {
+	switch key {
+	case LabelOwner:
+		t.Owner, err = ParseClaim(value)
+	case LabelTTL:
+		if t.TTL, err = parseDuration(value); err == nil && t.TTL == 0 {
+			err = fmt.Errorf("%q: a sandbox needs some time to live", value)
+		}
+	case LabelStopTimeout:
+		t.StopTimeout, err = parseDuration(value)
+	case LabelKeep:
+		if t.Keep = value == "true"; !t.Keep {
+			err = fmt.Errorf("%q: want true", clip(value))
+		}
+	case LabelGroup:
+		if value == "" {
+			err = fmt.Errorf("%q: want a name", value)
+		}
+	default:
+		err = fmt.Errorf("no such label")
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", clip(key), err)
+	}
+	return nil
+}
+
+func parseDuration(value string) (time.Duration, error) {
+	d, err := time.ParseDuration(value)
+	if err != nil {
+		return 0, fmt.Errorf("%q: want a duration such as 90m", clip(value))
+	}
+	if d < 0 || d > maxDuration {
+		return 0, fmt.Errorf("%q: out of range, want 0s to %s", clip(value), maxDuration)
+	}
+	return d, nil
+}

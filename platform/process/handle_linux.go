@@ -1,0 +1,177 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+
+	"watcher/watch"
+)
+
+// userHZ is the unit of start times in /proc/PID/stat. It is part of the kernel's interface and 100 on every
+// architecture that Go runs on (include/asm-generic/param.h).
+const userHZ = 100
+
+// A Handle is one incarnation of a PID, held. It is safe for concurrent use.
+type Handle struct {
+	host    *Host
+	process watch.Process
+	born    time.Time
+	opened  time.Time
+	fd      *os.File        // the pidfd, on the runtime's poller
+	conn    syscall.RawConn // of fd
+}
+
+var (
+	// ErrGone says that there is no process with a PID, or that it is dead already.
+	ErrGone = errors.New("no such process")
+	// ErrNoPidfd says that this kernel, or a seccomp filter around us, has no pidfd_open.
+	ErrNoPidfd = fmt.Errorf("pidfd_open: %w", errors.ErrUnsupported)
+)
+
+// Open holds the process that has the PID now. The error is, or wraps, [ErrGone] if there is none, [ErrNoPidfd] where
+// processes cannot be held, and the errno otherwise: EINVAL or ENOENT if the number is that of a thread, EMFILE if we
+// are out of descriptors.
+func (h *Host) Open(pid int) (*Handle, error) {
+	opened := time.Now()
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.EINVAL) {
+		// PIDFD_NONBLOCK came with Linux 5.10.
+		if fd, err = unix.PidfdOpen(pid, 0); err == nil {
+			err = unix.SetNonblock(fd, true)
+		}
+	}
+	switch {
+	case errors.Is(err, unix.ESRCH):
+		return nil, ErrGone
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EPERM):
+		return nil, ErrNoPidfd
+	case err != nil:
+		return nil, fmt.Errorf("pidfd_open %d: %w", pid, err)
+	}
+	handle := &Handle{host: h, opened: opened, fd: os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(pid))}
+	if err := handle.identify(pid); err != nil {
+		return nil, errors.Join(err, handle.Close())
+	}
+	return handle, nil
+}
+
+func (h *Handle) identify(pid int) (err error) {
+	if h.conn, err = h.fd.SyscallConn(); err != nil {
+		return fmt.Errorf("pidfd of %d: %w", pid, err)
+	}
+	stat, statErr := h.host.stat(pid)
+	exited, err := h.Exited()
+	switch {
+	case err != nil:
+		return err
+	case exited:
+		return ErrGone
+	case statErr != nil:
+		return statErr
+	}
+	h.process = watch.Process{PID: pid, Start: stat.Starttime, Boot: h.host.boot}
+	h.born, err = bornAt(stat.Starttime)
+	return err
+}
+
+// stat reads the stat of whatever has the PID.
+func (h *Host) stat(pid int) (procfs.ProcStat, error) {
+	proc, err := h.proc.Proc(pid)
+	if err != nil {
+		return procfs.ProcStat{}, fmt.Errorf("look up process %d: %w", pid, err)
+	}
+	stat, err := proc.Stat()
+	if err != nil {
+		return procfs.ProcStat{}, fmt.Errorf("read the stat of process %d: %w", pid, err)
+	}
+	return stat, nil
+}
+
+// bornAt is the wall-clock time of a start time. It moves when the wall clock is stepped.
+func bornAt(start uint64) (time.Time, error) {
+	var up unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
+		return time.Time{}, fmt.Errorf("clock_gettime CLOCK_BOOTTIME: %w", err)
+	}
+	age := time.Duration(up.Nano()) - time.Duration(start)*(time.Second/userHZ)
+	return time.Now().Round(0).Add(-age), nil
+}
+
+// Process is the identity of the process.
+func (h *Handle) Process() watch.Process { return h.process }
+
+// Born is when the process started, by the wall clock as it stood when the handle was opened.
+func (h *Handle) Born() time.Time { return h.born }
+
+// Exited reports whether the process is dead: a zombie is. A process whose leader thread alone has exited is not.
+func (h *Handle) Exited() (exited bool, err error) {
+	ctlErr := h.conn.Control(func(fd uintptr) { exited, err = readable(fd) })
+	if err = errors.Join(ctlErr, err); err != nil {
+		return false, fmt.Errorf("poll the pidfd of %d: %w", h.process.PID, err)
+	}
+	return exited, nil
+}
+
+// readable asks a pidfd: it is readable from the death of the last thread on (pidfd_open(2)).
+func readable(fd uintptr) (bool, error) {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err == nil {
+			return n > 0 && fds[0].Revents&unix.POLLIN != 0, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return false, err
+		}
+	}
+}
+
+// Wait returns nil when the process is dead, and [os.ErrClosed] when the handle is closed. It parks on the runtime's
+// poller and costs no thread.
+func (h *Handle) Wait() error {
+	var pollErr error
+	err := h.conn.Read(func(fd uintptr) (done bool) {
+		done, pollErr = readable(fd)
+		return done || pollErr != nil
+	})
+	return errors.Join(err, pollErr)
+}
+
+// Signal sends a signal to the process, whatever has its PID by now. [ErrGone] says that it was reaped before.
+func (h *Handle) Signal(sig unix.Signal) (err error) {
+	ctlErr := h.conn.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+	switch err = errors.Join(ctlErr, err); {
+	case errors.Is(err, unix.ESRCH):
+		return ErrGone
+	case err != nil:
+		return fmt.Errorf("pidfd_send_signal %s to %d: %w", unix.SignalName(sig), h.process.PID, err)
+	}
+	return nil
+}
+
+// ReadFile reads a file from the process's folder in /proc. If the process is dead by then the error is [ErrGone]: what
+// was read may have been about another (P2).
+func (h *Handle) ReadFile(name string) ([]byte, error) {
+	data, readErr := os.ReadFile(filepath.Join(h.host.dir(h.process.PID), name))
+	exited, err := h.Exited()
+	switch {
+	case err != nil:
+		return nil, err
+	case exited:
+		return nil, ErrGone
+	case readErr != nil:
+		return nil, readErr
+	}
+	return data, nil
+}
+
+// Close lets go of the process. A [Handle.Wait] under way returns.
+func (h *Handle) Close() error { return h.fd.Close() }

@@ -1,0 +1,75 @@
+package process
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/procfs"
+)
+
+// A Host is a view of the processes of this machine. It is safe for concurrent use.
+type Host struct {
+	proc procfs.FS
+	root string
+	boot string
+}
+
+// NewHost returns the view through the proc file system mounted at root, usually /proc. It must be the one of our own
+// PID namespace, or numbers in it would not be the numbers that system calls take.
+func NewHost(root string) (*Host, error) {
+	proc, err := procfs.NewFS(root)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", root, err)
+	}
+	self, err := os.Readlink(filepath.Join(root, "self"))
+	if err != nil {
+		return nil, fmt.Errorf("find ourselves in %s: %w", root, err)
+	}
+	if self != strconv.Itoa(os.Getpid()) {
+		return nil, fmt.Errorf("%s shows another PID namespace: we are %d here and %s there", root, os.Getpid(), self)
+	}
+	boot, err := os.ReadFile(filepath.Join(root, "sys/kernel/random/boot_id"))
+	if err != nil {
+		return nil, fmt.Errorf("read the boot ID: %w", err)
+	}
+	return &Host{proc: proc, root: root, boot: strings.TrimSpace(string(boot))}, nil
+}
+
+// Boot is the ID of this boot.
+func (h *Host) Boot() string { return h.boot }
+
+// Nested reports whether the process with that PID is in another PID namespace than we are, below ours: then the PIDs
+// that it speaks of are not ours. The answer comes from the field NSpid of /proc/PID/status (Linux 4.1), which anybody
+// may read, unlike /proc/PID/ns.
+func (h *Host) Nested(pid int) (bool, error) {
+	proc, err := h.proc.Proc(pid)
+	if err != nil {
+		return false, fmt.Errorf("look up process %d: %w", pid, err)
+	}
+	status, err := proc.NewStatus()
+	if err != nil {
+		return false, fmt.Errorf("read the status of process %d: %w", pid, err)
+	}
+	if len(status.NSpids) == 0 {
+		return false, fmt.Errorf("read the status of process %d: no field NSpid", pid)
+	}
+	return len(status.NSpids) > 1, nil
+}
+
+// initialPIDNamespace is the inode of the first PID namespace, PROC_PID_INIT_INO in include/linux/proc_ns.h.
+const initialPIDNamespace = "pid:[4026531836]"
+
+// InitialNamespace reports whether we are in the first PID namespace of this machine.
+func (h *Host) InitialNamespace() (bool, error) {
+	ns, err := os.Readlink(filepath.Join(h.root, "self/ns/pid"))
+	if err != nil {
+		return false, fmt.Errorf("find out in which PID namespace we are: %w", err)
+	}
+	return ns == initialPIDNamespace, nil
+}
+
+// dir is the folder of a process in this host's proc file system.
+func (h *Host) dir(pid int) string { return filepath.Join(h.root, strconv.Itoa(pid)) }

@@ -1,0 +1,326 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/client"
+
+	"watcher/platform/process"
+	"watcher/platform/statedir"
+	"watcher/watch"
+)
+
+// Source is the name of the engine among the sources of events.
+const Source = "docker"
+
+const (
+	// callTimeout is the deadline of a call that an engine answers from memory, in a millisecond or less.
+	callTimeout = 10 * time.Second
+	// replay is how far back a subscription reaches. The engine answers before it has subscribed us, and what happens
+	// in between would be lost. It keeps 256 events.
+	replay = 5 * time.Second
+)
+
+// An Engine is one engine, through all its restarts. It is safe for concurrent use.
+type Engine struct {
+	host string
+	proc *process.Host
+	post func(...watch.Event)
+
+	mu         sync.Mutex
+	cli        *client.Client // nil while there is no connection
+	shared     bool           // the engine's PIDs are ours
+	containers map[string]*known
+	owners     map[string]map[string]bool // for each claimed container reference, the IDs it has stood for
+}
+
+// A known is what is remembered of a watched container between looks.
+type known struct {
+	created time.Time
+	init    *process.Handle // nil: not held
+}
+
+// New returns the engine at a URL such as unix:///var/run/docker.sock; "" means the usual one. proc may be nil where
+// processes cannot be seen at all. post must not block.
+func New(host string, proc *process.Host, post func(...watch.Event)) *Engine {
+	if host == "" {
+		host = client.DefaultDockerHost
+	}
+	return &Engine{
+		host: host, proc: proc, post: post,
+		containers: map[string]*known{},
+		owners:     map[string]map[string]bool{},
+	}
+}
+
+// Kind is the kind of sandbox that an engine has.
+func (e *Engine) Kind() watch.Kind { return watch.Container }
+
+// Host is the URL of the engine.
+func (e *Engine) Host() string { return e.host }
+
+// Run keeps a session with the engine until ctx ends, through all absences of the engine.
+func (e *Engine) Run(ctx context.Context) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval = 100 * time.Millisecond
+	wait.MaxInterval = 10 * time.Second
+	for {
+		err := e.Session(ctx, wait.Reset)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		e.post(watch.SourceLost{Source: Source, Err: err, At: time.Now()})
+		e.pause(ctx, wait.NextBackOff())
+	}
+}
+
+// pause waits for d, or less if the engine's socket appears.
+func (e *Engine) pause(ctx context.Context, d time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	if path, ok := e.socket(); ok {
+		// Without a watch on the folder the wait is merely not cut short.
+		if err := statedir.Await(ctx, path); err == nil {
+			return
+		}
+	}
+	<-ctx.Done()
+}
+
+// Session connects, subscribes, says so, and tells what happens until the engine or ctx ends. It returns an error in
+// every case.
+func (e *Engine) Session(ctx context.Context, connected func()) error {
+	// Negotiation happens once per client, and the engine may have been upgraded: so each session has a new one.
+	cli, err := e.dial(ctx)
+	if err != nil {
+		return e.hint(err)
+	}
+	defer e.hangUp(cli)
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	messages, errs := cli.Events(ctx, events.ListOptions{
+		Since:   fmt.Sprintf("%.9f", float64(time.Now().Add(-replay).UnixNano())/1e9),
+		Filters: filters.NewArgs(filters.Arg("type", string(events.ContainerEventType))),
+	})
+	changed := newChanges()
+	go e.follow(ctx, cli, changed)
+
+	e.mu.Lock()
+	e.cli = cli
+	e.mu.Unlock()
+	connected()
+	e.post(e.namespace(ctx, cli), watch.SourceBack{Source: Source, At: time.Now()})
+	for {
+		select {
+		case msg := <-messages:
+			if e.concerns(msg) {
+				changed.add(msg.Actor.ID)
+			}
+		case err := <-errs:
+			return fmt.Errorf("events of the engine at %s: %w", e.host, err)
+		}
+	}
+}
+
+func (e *Engine) dial(ctx context.Context) (*client.Client, error) {
+	// DOCKER_API_VERSION is left alone on purpose: it would switch the negotiation off.
+	cli, err := client.NewClientWithOpts(client.WithTLSClientConfigFromEnv(), client.WithHost(e.host), client.WithAPIVersionNegotiation())
+	if err != nil {
+		return nil, fmt.Errorf("engine at %q: %w", e.host, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := cli.Ping(ctx); err != nil {
+		return nil, errors.Join(err, cli.Close())
+	}
+	return cli, nil
+}
+
+func (e *Engine) hangUp(cli *client.Client) {
+	e.mu.Lock()
+	if e.cli == cli {
+		e.cli = nil
+	}
+	e.mu.Unlock()
+	// Only idle connections are closed, which cannot fail in a way that matters.
+	_ = cli.Close()
+}
+
+// ErrNotConnected says that there is no session with the engine at the moment.
+var ErrNotConnected = errors.New("not connected to the engine")
+
+func (e *Engine) client() (*client.Client, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cli == nil {
+		return nil, ErrNotConnected
+	}
+	return e.cli, nil
+}
+
+// hint adds to an error what its reader can do about it.
+func (e *Engine) hint(err error) error {
+	why := "is the engine running there? --docker-host or DOCKER_HOST name another"
+	if errors.Is(err, fs.ErrPermission) || errdefs.IsPermissionDenied(err) {
+		why = "may this user use the socket? root and the group docker may"
+	}
+	return fmt.Errorf("cannot reach the engine at %s (%s): %w", e.host, why, err)
+}
+
+func (e *Engine) socket() (path string, ok bool) {
+	u, err := url.Parse(e.host)
+	if err != nil || u.Scheme != "unix" {
+		return "", false
+	}
+	return u.Path, true
+}
+
+// namespace finds out whether PIDs mean the same to the engine and to us (D5), and remembers it.
+func (e *Engine) namespace(ctx context.Context, cli *client.Client) watch.NamespaceSeen {
+	err := e.sameHost(ctx, cli)
+	e.mu.Lock()
+	e.shared = err == nil
+	e.mu.Unlock()
+	seen := watch.NamespaceSeen{Kind: watch.Container, Shared: err == nil}
+	if err != nil {
+		seen.Detail = err.Error()
+	}
+	return seen
+}
+
+// sameHost returns nil only if the process that serves the socket is in our PID namespace, and the engine behind it
+// says that it runs on a machine of our name and kernel: the socket may be a tunnel's.
+func (e *Engine) sameHost(ctx context.Context, cli *client.Client) error {
+	path, ok := e.socket()
+	switch {
+	case e.proc == nil:
+		return errors.New("/proc cannot be read here")
+	case !ok:
+		return fmt.Errorf("the engine at %s may be on another machine", e.host)
+	}
+	pid, err := listener(path)
+	if err != nil {
+		return fmt.Errorf("find out who serves %s: %w", path, err)
+	}
+	if pid == 0 {
+		return fmt.Errorf("the process that serves %s is not in our PID namespace", path)
+	}
+	nested, err := e.proc.Nested(pid)
+	if err != nil {
+		return fmt.Errorf("find out in which PID namespace the engine is: %w", err)
+	}
+	if nested {
+		return fmt.Errorf("the process %d, which serves %s, is in a PID namespace of its own", pid, path)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	info, err := cli.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("ask the engine where it runs: %w", err)
+	}
+	name, kernel, err := uname()
+	if err != nil {
+		return err
+	}
+	if info.Name != name || info.KernelVersion != kernel {
+		return fmt.Errorf("the engine says that it runs on %s with kernel %s, and this is %s with kernel %s", info.Name, info.KernelVersion, name, kernel)
+	}
+	return nil
+}
+
+// SharesProcesses returns nil only if PIDs mean the same to the engine and to us.
+func (e *Engine) SharesProcesses(ctx context.Context) error {
+	cli, err := e.dial(ctx)
+	if err != nil {
+		return e.hint(err)
+	}
+	return errors.Join(e.sameHost(ctx, cli), cli.Close())
+}
+
+// listener returns the PID of the process that called listen on a socket, as our PID namespace numbers it; 0 if it is
+// not in it (SO_PEERCRED, unix(7)).
+func listener(path string) (pid int, err error) {
+	conn, err := net.DialTimeout("unix", path, callTimeout)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var credErr error
+	err = raw.Control(func(fd uintptr) { pid, credErr = peer(fd) })
+	return pid, errors.Join(err, credErr)
+}
+
+// Close lets go of everything that is held.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id := range e.containers {
+		e.forget(id)
+	}
+}
+
+// forget drops what is remembered of a container. The caller holds the lock.
+func (e *Engine) forget(id string) {
+	if c := e.containers[id]; c != nil && c.init != nil {
+		// Closing a pidfd has no error that anybody could act on.
+		_ = c.init.Close()
+	}
+	delete(e.containers, id)
+}
+
+// Stop signals the container's init. It does so at once, while anything asked of the engine takes 15 ms or more.
+func (e *Engine) Stop(id watch.ID, step watch.Step) error {
+	e.mu.Lock()
+	var init *process.Handle
+	if c := e.containers[id.Name]; c != nil {
+		init = c.init
+	}
+	e.mu.Unlock()
+	if init == nil {
+		return fmt.Errorf("%s: its init is not held", id)
+	}
+	sig := syscall.SIGKILL
+	if step == watch.Terminate {
+		sig = syscall.SIGTERM
+	}
+	// That it is gone already is what was wanted.
+	if err := init.Signal(sig); err != nil && !errors.Is(err, process.ErrGone) {
+		return fmt.Errorf("%s: %w", id, err)
+	}
+	return nil
+}
+
+// Remove has the engine kill the container if it runs, and remove it with its anonymous volumes.
+func (e *Engine) Remove(ctx context.Context, id watch.ID) error {
+	cli, err := e.client()
+	if err != nil {
+		return err
+	}
+	again := backoff.NewExponentialBackOff()
+	again.InitialInterval = 50 * time.Millisecond
+	again.MaxInterval = time.Second
+	_, err = backoff.Retry(ctx, func() (struct{}, error) {
+		return struct{}{}, remove(ctx, cli, id.Name)
+	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(0))
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", id, err)
+	}
+	return nil
+}

@@ -1,0 +1,406 @@
+package docker
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/client"
+	"golang.org/x/sync/errgroup"
+
+	"watcher/platform/process"
+	"watcher/watch"
+)
+
+// concerns reports whether an event is reason to look at its container: it changed, and it is a sandbox or an owner.
+func (e *Engine) concerns(msg events.Message) bool {
+	switch msg.Action {
+	case events.ActionCreate, events.ActionStart, events.ActionRestart, events.ActionDie, events.ActionDestroy, events.ActionRemove,
+		events.ActionPause, events.ActionUnPause, events.ActionRename:
+	default:
+		return false
+	}
+	for key := range msg.Actor.Attributes { // a container's labels are among them
+		if strings.HasPrefix(key, watch.LabelPrefix) {
+			return true
+		}
+	}
+	id, name := msg.Actor.ID, msg.Actor.Attributes["name"]
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.containers[id] != nil {
+		return true
+	}
+	for ref, ids := range e.owners {
+		if ids[id] || ref == name || strings.HasPrefix(id, ref) {
+			return true
+		}
+	}
+	return false
+}
+
+// follow looks at what changed until ctx ends.
+func (e *Engine) follow(ctx context.Context, cli *client.Client, changed *changes) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed.ready:
+		}
+		for _, id := range changed.take() {
+			found, err := e.look(ctx, cli, id)
+			if err != nil && ctx.Err() == nil {
+				// The look cannot be left out: a full scan, which the second event asks for, makes up for it.
+				found = []watch.Event{
+					watch.SourceLost{Source: Source, Err: err, At: time.Now()},
+					watch.SourceBack{Source: Source, At: time.Now()},
+				}
+			}
+			e.post(found...)
+		}
+	}
+}
+
+// look finds out all about one container, as a sandbox and as an owner.
+func (e *Engine) look(ctx context.Context, cli *client.Client, id string) ([]watch.Event, error) {
+	var found []watch.Event
+	asked := time.Now()
+	c, err := inspect(ctx, cli, id)
+	switch {
+	case errdefs.IsNotFound(err):
+		e.mu.Lock()
+		e.forget(id)
+		e.mu.Unlock()
+		found = append(found, watch.SandboxGone{ID: watch.ID{Kind: watch.Container, Name: id}, At: time.Now()})
+	case err != nil:
+		return nil, err
+	default:
+		s, watched, err := e.sandbox(c)
+		if err != nil {
+			return nil, err
+		}
+		if watched {
+			found = append(found, watch.SandboxSeen{Sandbox: s, Asked: asked})
+			if s.Terms.Owner.Kind == watch.ContainerClaim {
+				found = append(found, e.lookForOwner(ctx, cli, s.Terms.Owner.Container)...)
+			}
+		}
+	}
+	for _, ref := range e.references(id, c.Name) {
+		found = append(found, e.lookForOwner(ctx, cli, ref)...)
+	}
+	return found, nil
+}
+
+// references are the claimed container references that a container has stood for, or stands for now.
+func (e *Engine) references(id, name string) []string {
+	name = strings.TrimPrefix(name, "/")
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var refs []string
+	for ref, ids := range e.owners {
+		if ids[id] || ref == name || strings.HasPrefix(id, ref) {
+			refs = append(refs, ref)
+		}
+	}
+	return refs
+}
+
+// lookForOwner finds out what became of every container that a reference in a claim has stood for, and which one it
+// stands for now.
+func (e *Engine) lookForOwner(ctx context.Context, cli *client.Client, ref string) []watch.Event {
+	e.mu.Lock()
+	var before []string
+	for id := range e.owners[ref] {
+		before = append(before, id)
+	}
+	e.mu.Unlock()
+
+	named := seeOwner(ctx, cli, ref, ref)
+	named.Named = true
+	found := []watch.Event{}
+	for _, id := range before {
+		if id == named.Container {
+			continue
+		}
+		seen := seeOwner(ctx, cli, ref, id)
+		if seen.Container == "" && seen.Life == watch.Exited {
+			seen.Container, seen.Gone = id, true
+			e.mu.Lock()
+			delete(e.owners[ref], id)
+			e.mu.Unlock()
+		}
+		found = append(found, seen)
+	}
+	e.mu.Lock()
+	if e.owners[ref] == nil {
+		e.owners[ref] = map[string]bool{}
+	}
+	if named.Container != "" {
+		e.owners[ref][named.Container] = true
+	}
+	e.mu.Unlock()
+	return append(found, named)
+}
+
+func seeOwner(ctx context.Context, cli *client.Client, ref, id string) watch.ContainerSeen {
+	seen := watch.ContainerSeen{Ref: ref, Asked: time.Now()}
+	c, err := inspect(ctx, cli, id)
+	switch {
+	case errdefs.IsNotFound(err):
+		seen.Life = watch.Exited
+		return seen
+	case err != nil:
+		seen.Detail = err.Error()
+		return seen
+	}
+	seen.Container = c.ID
+	if seen.Created, err = time.Parse(time.RFC3339Nano, c.Created); err != nil {
+		seen.Detail = fmt.Sprintf("container %s: created %q: %v", c.ID, c.Created, err)
+		return seen
+	}
+	switch watch.State(c.State.Status) {
+	case watch.Stopped, watch.Dead:
+		seen.Life = watch.Exited
+		// The engine leaves out or zeroes the time of what never ran; then the picture takes the time of the look.
+		seen.Since, _ = time.Parse(time.RFC3339Nano, c.State.FinishedAt)
+	default:
+		// One that was created may yet be started, and one that is being removed may still run.
+		seen.Life = watch.Alive
+	}
+	return seen
+}
+
+func inspect(ctx context.Context, cli *client.Client, id string) (container.InspectResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	c, err := cli.ContainerInspect(ctx, id)
+	switch {
+	case err != nil:
+		return container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{}}, err
+	case c.ContainerJSONBase == nil || c.State == nil || c.Config == nil:
+		return container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{}}, fmt.Errorf("inspect container %s: the engine's answer lacks its state", id)
+	}
+	return c, nil
+}
+
+// sandbox makes a sandbox of what an inspect told, and holds its init. The second result is false if the container does
+// not exist for watcher.
+func (e *Engine) sandbox(c container.InspectResponse) (watch.Sandbox, bool, error) {
+	terms, watched := watch.ParseTerms(c.Config.Labels)
+	if !watched {
+		return watch.Sandbox{}, false, nil
+	}
+	created, err := time.Parse(time.RFC3339Nano, c.Created)
+	if err != nil {
+		return watch.Sandbox{}, false, fmt.Errorf("container %s: created %q: %w", c.ID, c.Created, err)
+	}
+	return watch.Sandbox{
+		ID:      watch.ID{Kind: watch.Container, Name: c.ID},
+		Name:    strings.TrimPrefix(c.Name, "/"),
+		Image:   c.Config.Image,
+		State:   watch.State(c.State.Status),
+		Created: created,
+		Terms:   terms,
+		Init:    e.remember(c.ID, created, c.State.Pid),
+	}, true, nil
+}
+
+// remember notes a container and holds its init, if it has one and it can be proven (D4).
+func (e *Engine) remember(id string, created time.Time, pid int) watch.Process {
+	e.mu.Lock()
+	c := e.containers[id]
+	if c == nil {
+		c = &known{created: created}
+		e.containers[id] = c
+	}
+	init, shared := c.init, e.shared
+	e.mu.Unlock()
+	if init != nil && init.Process().PID == pid {
+		return init.Process()
+	}
+	if pid <= 0 || !shared {
+		return watch.Process{}
+	}
+	init, err := e.openInit(id, pid)
+	if err != nil {
+		// It cannot be stopped at once. The engine will do it, and the log says how long it took.
+		return watch.Process{}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.containers[id] != c {
+		_ = init.Close()
+		return watch.Process{}
+	}
+	if c.init != nil {
+		_ = c.init.Close()
+	}
+	c.init = init
+	go e.await(id, c, init)
+	return init.Process()
+}
+
+// openInit holds the process that an engine says is a container's init. The engine's word may be old, and the number
+// another's by now, so the cgroup decides.
+func (e *Engine) openInit(id string, pid int) (*process.Handle, error) {
+	init, err := e.proc.Open(pid)
+	if err != nil {
+		return nil, err
+	}
+	cgroups, err := init.ReadFile("cgroup")
+	if err == nil && !inCgroupOf(string(cgroups), id) {
+		err = fmt.Errorf("process %d is in no cgroup of container %s", pid, id)
+	}
+	if err != nil {
+		_ = init.Close()
+		return nil, err
+	}
+	return init, nil
+}
+
+// inCgroupOf reports whether the content of a /proc/PID/cgroup (cgroups(7)) names the container. Its cgroup is called
+// by its full ID, or by a scope of systemd's with the ID in it: docker-ID.scope, libpod-ID.scope.
+func inCgroupOf(content, id string) bool {
+	for line := range strings.Lines(content) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(fields) != 3 {
+			continue
+		}
+		for part := range strings.SplitSeq(fields[2], "/") {
+			if part == id || strings.HasSuffix(part, "-"+id+".scope") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// await tells of the death of a container's init.
+func (e *Engine) await(id string, c *known, init *process.Handle) {
+	if err := init.Wait(); err != nil {
+		return // let go of
+	}
+	e.post(watch.InitExited{ID: watch.ID{Kind: watch.Container, Name: id}, Process: init.Process(), At: time.Now()})
+	e.mu.Lock()
+	if c.init == init {
+		c.init = nil
+	}
+	e.mu.Unlock()
+	_ = init.Close()
+}
+
+// List lists all containers that are watched, and behind them looks at the containers that own some.
+func (e *Engine) List(ctx context.Context) ([]watch.Event, error) {
+	cli, err := e.client()
+	if err != nil {
+		return nil, err
+	}
+	asked := time.Now()
+	all, err := cli.ContainerList(ctx, container.ListOptions{All: true})
+	if err != nil {
+		return nil, fmt.Errorf("list the containers of the engine at %s: %w", e.host, err)
+	}
+	sandboxes := make([]*watch.Sandbox, len(all))
+	looks, lookCtx := errgroup.WithContext(ctx)
+	looks.SetLimit(2 * runtime.GOMAXPROCS(0))
+	for i, c := range all {
+		terms, watched := watch.ParseTerms(c.Labels)
+		if !watched {
+			continue
+		}
+		looks.Go(func() (err error) {
+			sandboxes[i], err = e.listed(lookCtx, cli, c, terms)
+			return err
+		})
+	}
+	if err := looks.Wait(); err != nil {
+		return nil, fmt.Errorf("list the containers of the engine at %s: %w", e.host, err)
+	}
+	listed := watch.Listed{Kind: watch.Container, Asked: asked}
+	refs := map[string]bool{}
+	for _, s := range sandboxes {
+		if s == nil {
+			continue
+		}
+		listed.Sandboxes = append(listed.Sandboxes, *s)
+		if s.Terms.Owner.Kind == watch.ContainerClaim {
+			refs[s.Terms.Owner.Container] = true
+		}
+	}
+	e.prune(all)
+	found := []watch.Event{listed}
+	for ref := range refs {
+		found = append(found, e.lookForOwner(ctx, cli, ref)...)
+	}
+	return found, nil
+}
+
+// prune forgets containers that are not in a list, but for those that run: they may be younger than the list.
+func (e *Engine) prune(all []container.Summary) {
+	listed := make(map[string]bool, len(all))
+	for _, c := range all {
+		listed[c.ID] = true
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id, c := range e.containers {
+		if !listed[id] && c.init == nil {
+			e.forget(id)
+		}
+	}
+}
+
+// listed makes a sandbox of a line of a list. The list does not say everything, so a container that is new or whose
+// init is not held is looked at; nil says that it went meanwhile.
+func (e *Engine) listed(ctx context.Context, cli *client.Client, line container.Summary, terms watch.Terms) (*watch.Sandbox, error) {
+	state := watch.State(line.State)
+	e.mu.Lock()
+	c, shared := e.containers[line.ID], e.shared
+	if c != nil && (c.init != nil || !state.Runs() || !shared) {
+		defer e.mu.Unlock()
+		s := &watch.Sandbox{
+			ID:    watch.ID{Kind: watch.Container, Name: line.ID},
+			Image: line.Image, State: state, Created: c.created, Terms: terms,
+		}
+		if len(line.Names) > 0 {
+			s.Name = strings.TrimPrefix(line.Names[0], "/")
+		}
+		if c.init != nil {
+			s.Init = c.init.Process()
+		}
+		return s, nil
+	}
+	e.mu.Unlock()
+	full, err := inspect(ctx, cli, line.ID)
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	s, _, err := e.sandbox(full)
+	return &s, err
+}
+
+// remove asks the engine once. A conflict means that a removal is under way: look again until it is gone.
+func remove(ctx context.Context, cli *client.Client, id string) error {
+	err := cli.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+	switch {
+	case err == nil, errdefs.IsNotFound(err):
+		return nil
+	case errdefs.IsConflict(err):
+		return err
+	}
+	// Podman answers 500 where Docker says that a removal is under way or that nothing is there.
+	if _, lookErr := inspect(ctx, cli, id); errdefs.IsNotFound(lookErr) {
+		return nil
+	}
+	return backoff.Permanent(err)
+}

@@ -1,0 +1,18 @@
+// Package reap decides which sandboxes have outlived their owners and carries the decision through.
+//
+// [Policy.Judge] and [Policy.Decide] are pure: they look at a [watch.Picture] and at the time they are given, and
+// return values. [Loop] is the one goroutine that owns the picture; everybody else sends it events. A [Scanner] asks
+// for full lists, at intervals and when a source of events lost some.
+//
+// Invariants:
+//
+//	R1  A sandbox is reaped only if its owner is known to have exited, its time is over, or an operator said so. The
+//	    zero [Judgement] keeps.
+//	R2  Events wake, the picture decides: a lost, doubled or reordered event may delay a reap, never cause one.
+//	R3  All sandboxes of one plan are stopped before the first of them is removed, and nothing slower than a signal
+//	    stands between the verdict and the stop.
+//	R4  At most one step of one sandbox is under way at a time.
+//	R5  A reap that was begun is carried on until the sandbox is gone: failures are retried, first with growing delays
+//	    and then slowly for ever. After an interrupt nothing new is begun, and what was begun has [DrainFor] to finish.
+//	R6  The loop never waits: not for an engine, not for the log, not for a reader of its results.
+package reap

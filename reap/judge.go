@@ -1,0 +1,165 @@
+package reap
+
+import (
+	"fmt"
+	"time"
+
+	"watcher/watch"
+)
+
+// A Verdict is what is to happen to a sandbox.
+type Verdict uint8
+
+// The verdicts. Keep is zero, so that a forgotten case keeps.
+const (
+	Keep Verdict = iota
+	Wait
+	Reap
+)
+
+func (v Verdict) String() string {
+	switch v {
+	case Wait:
+		return "wait"
+	case Reap:
+		return "reap"
+	default:
+		return "keep"
+	}
+}
+
+// A Reason is why a verdict is what it is: one of a fixed set of tokens, the same in the log, in JSON and in metrics.
+type Reason string
+
+// The reasons, by verdict: first of those to keep, then of those to wait, then of those to reap.
+const (
+	OwnerAlive   Reason = "owner-alive"
+	OwnerUnknown Reason = "owner-unknown"
+	BadLabel     Reason = "bad-label"
+	Pinned       Reason = "pinned"
+	NotOwned     Reason = "not-owned"
+
+	TooYoung Reason = "too-young"
+	Retrying Reason = "retrying"
+
+	OwnerExited        Reason = "owner-exited"
+	OwnerReplaced      Reason = "owner-replaced"
+	Rebooted           Reason = "rebooted"
+	OwnerContainerGone Reason = "owner-container-gone"
+	Expired            Reason = "expired"
+)
+
+// A Judgement is the verdict on one sandbox at one moment.
+type Judgement struct {
+	Verdict Verdict
+	Reason  Reason
+	Owner   watch.Life // as far as it counts: a PID of another namespace is Unknown whoever holds it here
+	Detail  string     // what a person would want to know besides
+	Next    time.Time  // when to judge again although nothing happened; zero: never
+}
+
+// A Policy holds the numbers that verdicts and plans depend on.
+type Policy struct {
+	Grace    time.Duration // how long an owner container may be down and still be restarting
+	Attempts int           // removals that may fail before it is said that the sandbox was given up on
+	Base     time.Duration // delay after the first failed removal; doubles with each further one
+	Cap      time.Duration // the longest delay
+}
+
+// DefaultPolicy is the policy of a host without a configuration.
+func DefaultPolicy() Policy {
+	return Policy{Grace: 2 * time.Second, Attempts: 8, Base: time.Second, Cap: 5 * time.Minute}
+}
+
+// Judge says what is to happen to the sandbox of e. Evidence about the owner comes before age, since it explains more.
+func (pol Policy) Judge(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
+	j := pol.judgeTerms(p, e, now)
+	switch {
+	case e.Progress.Begun.IsZero():
+		return j
+	case e.Progress.Attempts > 0 && !e.Progress.InFlight:
+		j.Verdict, j.Reason = Wait, Retrying
+		j.Detail = fmt.Sprintf("%s: attempt %d failed: %v", e.Progress.Reason, e.Progress.Attempts, e.Progress.Err)
+	default:
+		// What was begun is carried on, also if an owner container has come back: the sandbox's code is dead (R5).
+		j.Verdict, j.Reason = Reap, Reason(e.Progress.Reason)
+	}
+	j.Next = time.Time{}
+	return j
+}
+
+func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
+	switch {
+	case e.Terms.Keep:
+		return Judgement{Reason: Pinned}
+	case e.Terms.Fault != "":
+		return Judgement{Reason: BadLabel, Detail: e.Terms.Fault}
+	}
+	j := pol.judgeOwner(p, e, now)
+	if j.Verdict == Reap || e.Terms.TTL == 0 {
+		return j
+	}
+	end := e.Created.Add(e.Terms.TTL)
+	if !now.Before(end) {
+		return Judgement{Verdict: Reap, Reason: Expired, Owner: j.Owner, Detail: "time to live of " + e.Terms.TTL.String() + " is over"}
+	}
+	j.Next = earlier(j.Next, end)
+	return j
+}
+
+func (pol Policy) judgeOwner(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
+	switch e.Owner.Claim.Kind {
+	case watch.ProcessClaim:
+		return judgeProcess(p, e)
+	case watch.ContainerClaim:
+		return pol.judgeContainer(e, now)
+	default:
+		return Judgement{Reason: NotOwned}
+	}
+}
+
+func judgeProcess(p *watch.Picture, e *watch.Entry) Judgement {
+	o := &e.Owner
+	boot := o.Claim.Process.Boot
+	switch ns := p.Namespace(e.ID.Kind); {
+	case !ns.Shared:
+		return Judgement{Reason: OwnerUnknown, Detail: ns.Detail}
+	case boot != "" && p.Boot() == "":
+		return Judgement{Reason: OwnerUnknown, Detail: "the boot ID of this host could not be read"}
+	case boot != "" && boot != p.Boot():
+		return Judgement{Verdict: Reap, Reason: Rebooted, Owner: watch.Exited, Detail: "the owner ran before the host was booted"}
+	case o.Life == watch.Alive:
+		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
+	case o.Life != watch.Exited:
+		return Judgement{Reason: OwnerUnknown, Detail: o.Detail}
+	case o.Replaced:
+		return Judgement{Verdict: Reap, Reason: OwnerReplaced, Owner: watch.Exited, Detail: "another process has the PID now"}
+	default:
+		return Judgement{Verdict: Reap, Reason: OwnerExited, Owner: watch.Exited}
+	}
+}
+
+func (pol Policy) judgeContainer(e *watch.Entry, now time.Time) Judgement {
+	o := &e.Owner
+	switch {
+	case o.Life == watch.Alive:
+		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
+	case o.Life != watch.Exited:
+		return Judgement{Reason: OwnerUnknown, Detail: o.Detail}
+	case !o.Gone && now.Before(o.ExitedAt.Add(pol.Grace)):
+		return Judgement{
+			Verdict: Wait, Reason: TooYoung, Owner: watch.Exited, Next: o.ExitedAt.Add(pol.Grace),
+			Detail: "the owner container stopped a moment ago and may be restarting",
+		}
+	default:
+		return Judgement{Verdict: Reap, Reason: OwnerContainerGone, Owner: watch.Exited}
+	}
+}
+
+// earlier returns the earlier of two times, of which the zero time is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,317 @@
+package reap
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"watcher/watch"
+)
+
+// DrainFor is how long the loop goes on after an interrupt, to finish reaps that were begun. The unit's TimeoutStopSec
+// must exceed it.
+const DrainFor = 20 * time.Second
+
+// Owners watches processes that own sandboxes. Its methods must return at once. What happens to a held process later
+// arrives as events.
+type Owners interface {
+	// Hold looks at a PID, and goes on watching the process that has it.
+	Hold(pid int) watch.ProcessSeen
+	// Release ends that.
+	Release(pid int)
+	// Check looks at every held process again and posts those that have died.
+	Check()
+}
+
+// A Platform stops and removes sandboxes of one kind.
+type Platform interface {
+	// Stop sends the signal of a Terminate or Kill step to the sandbox's first process. It must return at once.
+	Stop(id watch.ID, step watch.Step) error
+	// Remove ends the sandbox if it still runs, and removes it and what it leaves. That there is nothing left to remove
+	// is success.
+	Remove(ctx context.Context, id watch.ID) error
+}
+
+// Config is what a [Loop] works with. All fields but the noted ones are required.
+type Config struct {
+	Policy    Policy
+	Picture   *watch.Picture
+	Inbox     *Inbox
+	Owners    Owners
+	Platforms map[watch.Kind]Platform
+	Log       *slog.Logger
+	Workers   int           // how many removals may run at once
+	Timeout   time.Duration // how long one removal may take
+	Rescan    func()        // asks for a full scan
+
+	DryRun   bool             // only say what would be done
+	Once     bool             // return when a scan has been carried through
+	Each     func(Status)     // optional: told the state of things after every pass of the loop
+	Pulse    time.Duration    // if not 0: make a pass at least this often, for a watchdog that Each feeds
+	Reported func(e Reported) // optional: told the end of every reap
+}
+
+// Status counts what the loop has before it.
+type Status struct {
+	Scanned   bool // a full scan has been carried through without a failure
+	Sandboxes int
+	Open      int // reaps begun and not finished
+	Reaped    int // since the start
+	Failed    int // removals that failed, since the start
+}
+
+// Reported is the end of a reap, or of one attempt at it.
+type Reported struct {
+	Entry  watch.Entry
+	Reason Reason
+	Err    error // nil: reaped
+}
+
+// A Loop is the one goroutine that owns the picture. Create it with [NewLoop].
+type Loop struct {
+	Config
+	verdicts map[watch.ID]Judgement // the latest, so that only a change is told
+	open     map[watch.ID]struct{}  // reaps begun
+	queue    []Step                 // removals that wait for a worker
+	running  int                    // removals under way
+	status   Status
+	lost     map[string]bool // sources that have lost events and not come back
+	unshared map[watch.Kind]bool
+	ended    bool  // a scan has ended since the start
+	unseen   error // what the latest scan could not list
+}
+
+// NewLoop returns a loop that has not run yet.
+func NewLoop(c Config) *Loop {
+	return &Loop{
+		Config:   c,
+		verdicts: map[watch.ID]Judgement{},
+		open:     map[watch.ID]struct{}{},
+		lost:     map[string]bool{},
+		unshared: map[watch.Kind]bool{},
+	}
+}
+
+// Run folds, decides and acts until ctx ends and the reaps that were begun are finished, or [DrainFor] has passed. With
+// Once set it returns nil as soon as a scan has ended and nothing is left to do.
+func (l *Loop) Run(ctx context.Context) error {
+	// Removals outlive an interrupt by as much as the loop does.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	interrupted := ctx.Done()
+	var closing <-chan time.Time
+	for {
+		select {
+		case <-l.Inbox.Ready():
+		case <-timer.C:
+		case <-interrupted:
+			interrupted = nil
+			closing = time.After(DrainFor)
+		case <-closing:
+			return l.abandon(ctx)
+		}
+		now := time.Now()
+		for _, ev := range l.Inbox.Take() {
+			l.fold(ev)
+		}
+		l.resolve()
+		l.Picture.Apply(watch.TimePassed{At: now})
+		l.carryOut(work, l.Policy.Decide(l.Picture, now), closing != nil)
+		if l.Each != nil {
+			l.Each(l.Status())
+		}
+		switch {
+		case closing != nil && !l.busy():
+			return ctx.Err()
+		case l.Once && l.ended && !l.busy():
+			return nil
+		}
+		timer.Reset(l.pause(now))
+	}
+}
+
+// Status says how things stand. Only the goroutine of [Loop.Run] may call it while that runs.
+func (l *Loop) Status() Status {
+	l.status.Sandboxes = l.Picture.Len()
+	l.status.Open = len(l.open)
+	return l.status
+}
+
+// ScanError is what the latest full scan could not see, or nil. The rule of [Loop.Status] holds.
+func (l *Loop) ScanError() error { return l.unseen }
+
+// pause is how long the loop may sleep if nothing happens.
+func (l *Loop) pause(now time.Time) time.Duration {
+	if len(l.Picture.Due()) > 0 {
+		return 0
+	}
+	d := 24 * time.Hour
+	if l.Pulse > 0 {
+		d = l.Pulse
+	}
+	if next := l.Picture.Next(); !next.IsZero() {
+		d = min(d, max(next.Sub(now), 0))
+	}
+	return d
+}
+
+// busy reports whether a reap is between its first step and the result of a removal. A reap whose removal failed waits
+// for its next attempt, and that can be in minutes.
+func (l *Loop) busy() bool {
+	for id := range l.open {
+		e := l.Picture.Entry(id)
+		if e != nil && (e.Progress.InFlight || e.Progress.Step != watch.Remove) {
+			return true
+		}
+	}
+	return l.running > 0
+}
+
+// fold takes one event into the picture and tells what is worth telling about it.
+func (l *Loop) fold(ev watch.Event) {
+	switch ev := ev.(type) {
+	case watch.ScanBegun:
+		l.Owners.Check()
+		l.unseen = nil
+	case watch.ScanEnded:
+		l.ended = true
+		l.status.Scanned = l.status.Scanned || ev.Failed == 0
+	case watch.ListFailed:
+		l.unseen = errors.Join(l.unseen, ev.Err)
+		l.listFailed(ev)
+	case watch.Listed:
+		l.sourceBack(listOf(ev.Kind))
+	case watch.SourceLost:
+		l.sourceLost(ev.Source, ev.Err)
+		l.Owners.Check()
+		l.Rescan()
+	case watch.SourceBack:
+		l.sourceBack(ev.Source)
+		l.Rescan()
+	case watch.NamespaceSeen:
+		l.namespace(ev)
+	case watch.StepEnded:
+		l.stepEnded(ev)
+		return
+	}
+	l.apply(ev)
+}
+
+// apply folds ev and closes the reaps of what it made the picture forget.
+func (l *Loop) apply(ev watch.Event) {
+	at := time.Now()
+	if gone, ok := ev.(watch.SandboxGone); ok {
+		at = gone.At
+	}
+	for _, e := range l.Picture.Apply(ev) {
+		delete(l.verdicts, e.ID)
+		if _, ok := l.open[e.ID]; !ok {
+			continue
+		}
+		delete(l.open, e.ID)
+		l.status.Reaped++
+		l.tellReaped(e, at)
+		l.report(e, nil)
+	}
+}
+
+func (l *Loop) stepEnded(ev watch.StepEnded) {
+	if ev.Step == watch.Remove {
+		l.running--
+	}
+	l.apply(ev)
+	e := l.Picture.Entry(ev.ID)
+	switch {
+	case e == nil:
+	case ev.Err == nil && ev.Step == watch.Remove:
+		l.apply(watch.SandboxGone{ID: ev.ID, At: ev.At})
+	case ev.Err != nil && ev.Step == watch.Remove:
+		l.status.Failed++
+		l.tellFailed(e, ev.Err)
+		l.report(e, ev.Err)
+	case ev.Err != nil:
+		l.Log.Debug("could not signal the sandbox's init, its system will end it", l.about(e, watch.KeyError, ev.Err)...)
+	}
+}
+
+// resolve asks about the owners that have become interesting.
+func (l *Loop) resolve() {
+	hold, release := l.Picture.TakeClaims()
+	slices.Sort(hold)
+	for _, pid := range slices.Compact(hold) {
+		l.apply(l.Owners.Hold(pid))
+	}
+	for _, pid := range release {
+		if !slices.Contains(hold, pid) {
+			l.Owners.Release(pid)
+		}
+	}
+}
+
+// carryOut takes the steps of a plan. All signals are sent before anything is told or written (R3).
+func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
+	var ended []watch.Event
+	for _, step := range plan.Steps {
+		if _, begun := l.open[step.ID]; l.DryRun || closing && !begun {
+			continue
+		}
+		l.open[step.ID] = struct{}{}
+		l.apply(watch.StepBegun{ID: step.ID, Step: step.Do, Reason: string(step.Reason), At: time.Now()})
+		if step.Do == watch.Remove {
+			l.queue = append(l.queue, step)
+			continue
+		}
+		err := l.Platforms[step.ID.Kind].Stop(step.ID, step.Do)
+		ended = append(ended, watch.StepEnded{ID: step.ID, Step: step.Do, Err: err, At: time.Now()})
+	}
+	for _, j := range plan.Judged {
+		l.tellVerdict(j)
+		l.Picture.Settle(j.ID, j.Next)
+	}
+	for _, ev := range ended {
+		l.fold(ev)
+	}
+	l.dispatch(ctx)
+}
+
+// dispatch hands queued removals to workers, as many as may run at once.
+func (l *Loop) dispatch(ctx context.Context) {
+	for l.running < l.Workers && len(l.queue) > 0 {
+		id := l.queue[0].ID
+		l.queue = l.queue[1:]
+		if l.Picture.Entry(id) == nil {
+			continue // it went by itself
+		}
+		l.running++
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, l.Timeout)
+			defer cancel()
+			err := l.Platforms[id.Kind].Remove(ctx, id)
+			l.Inbox.Post(watch.StepEnded{ID: id, Step: watch.Remove, Err: err, At: time.Now()})
+		}()
+	}
+}
+
+// abandon says what an interrupt leaves unfinished.
+func (l *Loop) abandon(ctx context.Context) error {
+	for id := range l.open {
+		if e := l.Picture.Entry(id); e != nil {
+			l.Log.Error("not finished before the end", l.about(e, watch.KeyEvent, watch.EventReapFailed, watch.KeyReason, e.Progress.Reason)...)
+		}
+	}
+	return errors.Join(ctx.Err(), ErrUnfinished)
+}
+
+// ErrUnfinished says that the loop ended with removals under way.
+var ErrUnfinished = errors.New("removals were still under way")
+
+func (l *Loop) report(e *watch.Entry, err error) {
+	if l.Reported != nil {
+		l.Reported(Reported{Entry: *e, Reason: Reason(e.Progress.Reason), Err: err})
+	}
+}

@@ -1,0 +1,131 @@
+package reap
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"watcher/watch"
+)
+
+// This file is the story that the loop tells: one line per verdict that changed and per reap that ended.
+
+// about returns the attributes that say which sandbox a record is about, and more behind them.
+func (l *Loop) about(e *watch.Entry, more ...any) []any {
+	attrs := []any{watch.KeyKind, string(e.ID.Kind), watch.KeyID, e.ID.Name, watch.KeyName, e.Name}
+	if e.Image != "" {
+		attrs = append(attrs, watch.KeyImage, e.Image)
+	}
+	attrs = append(attrs, watch.KeyRule, RuleLabels)
+	if owner := e.Owner.Claim.String(); owner != "" {
+		attrs = append(attrs, watch.KeyOwner, owner)
+	}
+	return append(attrs, more...)
+}
+
+// RuleLabels is the rule by which a sandbox is watched that carries watcher's own labels.
+const RuleLabels = "labels"
+
+func (l *Loop) tellVerdict(j Judged) {
+	before, known := l.verdicts[j.ID]
+	if known && before.Verdict == j.Verdict && before.Reason == j.Reason {
+		return
+	}
+	l.verdicts[j.ID] = j.Judgement
+	e := l.Picture.Entry(j.ID)
+	if e == nil {
+		return
+	}
+	attrs := l.about(e, watch.KeyReason, string(j.Reason))
+	if j.Detail != "" {
+		attrs = append(attrs, slog.String("detail", j.Detail))
+	}
+	tell := func(level slog.Level, event, message string) {
+		if event != "" {
+			attrs = append(attrs, watch.KeyEvent, event)
+		}
+		l.Log.Log(context.Background(), level, message, attrs...)
+	}
+	switch {
+	case before.Reason == Retrying:
+		// The next attempt at a reap that has been told already.
+	case j.Verdict == Reap && l.DryRun:
+		tell(slog.LevelInfo, watch.EventWouldReap, "would reap")
+	case j.Verdict == Reap && j.Reason != Expired:
+		tell(slog.LevelInfo, watch.EventOwnerExited, "owner has exited")
+	case j.Reason == OwnerUnknown && l.unshared[j.ID.Kind]:
+		// Said once for all of them by namespace.
+		tell(slog.LevelDebug, watch.EventHeld, "kept, because its owner cannot be judged")
+	case j.Reason == OwnerUnknown:
+		tell(slog.LevelWarn, watch.EventHeld, "kept, because its owner cannot be judged")
+	case j.Reason == BadLabel:
+		tell(slog.LevelWarn, watch.EventHeld, "kept, because a label is malformed")
+	default:
+		tell(slog.LevelDebug, "", "judged")
+	}
+}
+
+func (l *Loop) tellReaped(e *watch.Entry, at time.Time) {
+	attrs := l.about(e, watch.KeyEvent, watch.EventReaped, watch.KeyReason, e.Progress.Reason, watch.KeyAttempt, e.Progress.Attempts+1)
+	if died := e.Owner.ExitedAt; !died.IsZero() {
+		if stopped := e.Progress.Stopped; !stopped.IsZero() {
+			attrs = append(attrs, watch.KeyStopUS, max(stopped.Sub(died), 0).Microseconds())
+		}
+		attrs = append(attrs, watch.KeyGoneUS, at.Sub(died).Microseconds())
+	}
+	l.Log.Info("reaped", attrs...)
+}
+
+func (l *Loop) tellFailed(e *watch.Entry, err error) {
+	n := e.Progress.Attempts
+	attrs := l.about(e, watch.KeyReason, e.Progress.Reason, watch.KeyAttempt, n, watch.KeyError, err)
+	switch {
+	case n < l.Policy.Attempts:
+		l.Log.Warn("could not remove, will try again", append(attrs, watch.KeyEvent, watch.EventReapFailed)...)
+	case n == l.Policy.Attempts:
+		l.Log.Error("could not remove, will only try now and then", append(attrs, watch.KeyEvent, watch.EventGaveUp)...)
+	default:
+		l.Log.Debug("still could not remove", append(attrs, watch.KeyEvent, watch.EventReapFailed)...)
+	}
+}
+
+func listOf(kind watch.Kind) string { return "list of " + string(kind) + "s" }
+
+// listFailed tells a failed list unless a lost source explains it already.
+func (l *Loop) listFailed(ev watch.ListFailed) {
+	if len(l.lost) == 0 || l.lost[listOf(ev.Kind)] {
+		l.sourceLost(listOf(ev.Kind), ev.Err)
+		return
+	}
+	l.Log.Debug("could not list", watch.KeyKind, string(ev.Kind), watch.KeyError, ev.Err)
+}
+
+func (l *Loop) sourceLost(source string, err error) {
+	if l.lost[source] {
+		return
+	}
+	l.lost[source] = true
+	l.Log.Warn("lost events or cannot see; nothing is judged by what is missing", watch.KeyEvent, watch.EventSourceLost, watch.KeySource, source, watch.KeyError, err)
+}
+
+func (l *Loop) sourceBack(source string) {
+	if !l.lost[source] {
+		return
+	}
+	delete(l.lost, source)
+	l.Log.Info("sees again", watch.KeyEvent, watch.EventSourceBack, watch.KeySource, source)
+}
+
+// namespace says loudly, once, that no process owner of a kind can be judged.
+func (l *Loop) namespace(ev watch.NamespaceSeen) {
+	if was := l.unshared[ev.Kind]; was == !ev.Shared {
+		return
+	}
+	l.unshared[ev.Kind] = !ev.Shared
+	if ev.Shared {
+		l.Log.Info("owners can be judged again", watch.KeyKind, string(ev.Kind))
+		return
+	}
+	l.Log.Warn("every sandbox with a process as owner is kept: PIDs do not mean the same here and where the sandboxes run",
+		watch.KeyEvent, watch.EventHeld, watch.KeyKind, string(ev.Kind), watch.KeyReason, string(OwnerUnknown), "detail", ev.Detail)
+}

@@ -80,8 +80,10 @@ func (pol Policy) nextStep(e *watch.Entry) (do watch.Step, at time.Time) {
 		switch {
 		case pr.Err != nil || !e.State.Runs():
 			return watch.Remove, time.Time{}
+		case !pr.Stopped.IsZero():
+			return watch.Remove, pr.Stopped.Add(dieWait)
 		case !stoppable:
-			return watch.Remove, pr.StepAt.Add(dieWait)
+			return watch.Remove, pr.StepAt.Add(e.Terms.StopTimeout) // it was promised this long
 		default:
 			return watch.Kill, pr.StepAt.Add(e.Terms.StopTimeout)
 		}
@@ -113,5 +115,5 @@ func (pol Policy) delay(id watch.ID, n int) time.Duration {
 	d = min(d, pol.Cap)
 	h := fnv.New32a()
 	h.Write([]byte(id.Name + "/" + strconv.Itoa(n)))
-	return d - d/5*time.Duration(h.Sum32()%1024)/1024
+	return d - d/5/1024*time.Duration(h.Sum32()%1024) // divided first, since a long cap would overflow
 }

@@ -96,7 +96,7 @@ func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Ju
 		return Judgement{Reason: BadLabel, Detail: e.Terms.Fault}
 	}
 	j := pol.judgeOwner(p, e, now)
-	if j.Verdict == Reap || e.Terms.TTL == 0 {
+	if j.Verdict == Reap || e.Terms.TTL == 0 || e.Created.IsZero() { // of unknown age is not old
 		return j
 	}
 	end := e.Created.Add(e.Terms.TTL)

@@ -179,6 +179,7 @@ func (l *Loop) fold(ev watch.Event) {
 		l.Owners.Check()
 		l.unseen = nil
 	case watch.ScanEnded:
+		l.tellScan(ev)
 		l.ended = true
 		l.status.Scanned = l.status.Scanned || ev.Failed == 0
 	case watch.ListFailed:

@@ -89,6 +89,15 @@ func (l *Loop) tellFailed(e *watch.Entry, err error) {
 	}
 }
 
+// tellScan tells a full scan. Only the first is news; that a later one failed is told as a lost source.
+func (l *Loop) tellScan(ev watch.ScanEnded) {
+	level := slog.LevelDebug
+	if ev.Failed == 0 && !l.status.Scanned {
+		level = slog.LevelInfo
+	}
+	l.Log.Log(context.Background(), level, "scanned", watch.KeyEvent, watch.EventScan, "sandboxes", l.Picture.Len(), "open", len(l.open), "lists_failed", ev.Failed)
+}
+
 func listOf(kind watch.Kind) string { return "list of " + string(kind) + "s" }
 
 // listFailed tells a failed list unless a lost source explains it already.

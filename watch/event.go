@@ -89,9 +89,11 @@ type (
 		At     time.Time
 	}
 
-	// SourceBack says that a source that was lost tells events again.
+	// SourceBack says that a source tells events, again or from now on. What could not be done while the system behind it
+	// was away is due at once.
 	SourceBack struct {
 		Source string
+		Kind   Kind // "" if the source is not the system of a kind of sandbox
 		At     time.Time
 	}
 

@@ -10,7 +10,8 @@ import (
 type Picture struct {
 	boot       string
 	sandboxes  map[ID]*Entry
-	gone       map[ID]time.Time // what went lately, so that an older list does not bring it back (W4)
+	gone       map[ID]time.Time   // what went since the latest list was asked for, so that it is not brought back (W4)
+	listed     map[Kind]time.Time // when the latest list was asked for: what it lacks is not brought back by older facts
 	namespaces map[Kind]NamespaceSeen
 	claimants  map[string]map[ID]struct{} // sandboxes by what their claims name: a PID or a container reference
 	agenda     agenda
@@ -24,6 +25,7 @@ func NewPicture(boot string) *Picture {
 		boot:       boot,
 		sandboxes:  map[ID]*Entry{},
 		gone:       map[ID]time.Time{},
+		listed:     map[Kind]time.Time{},
 		namespaces: map[Kind]NamespaceSeen{},
 		claimants:  map[string]map[ID]struct{}{},
 		agenda:     newAgenda(),
@@ -44,6 +46,7 @@ type Owner struct {
 	Life      Life
 	Process   Process   // the incarnation that a process claim is bound to
 	Container string    // the full ID that a container claim is bound to
+	Asked     time.Time // of a container: what was asked before then is stale
 	Replaced  bool      // exited, because its PID belongs to a later process
 	Gone      bool      // of a container: not only exited but removed
 	ExitedAt  time.Time // when it exited, if that was observed
@@ -91,7 +94,10 @@ func (p *Picture) Settle(id ID, next time.Time) { p.agenda.settle(id, next) }
 // TakeClaims returns the PIDs that have become interesting since the last call, and those that no sandbox claims any
 // more. A PID is named again when another sandbox claims it and when a scan finds its claim still open.
 func (p *Picture) TakeClaims() (hold, release []int) {
-	hold, release = p.hold, p.release
+	// A sandbox may have come and gone since, or gone and another come.
+	claimed := func(pid int) bool { return len(p.claimants[pidKey(pid)]) > 0 }
+	hold = slices.DeleteFunc(p.hold, func(pid int) bool { return !claimed(pid) })
+	release = slices.DeleteFunc(p.release, claimed)
 	p.hold, p.release = nil, nil
 	return hold, release
 }
@@ -99,9 +105,9 @@ func (p *Picture) TakeClaims() (hold, release []int) {
 // Apply folds one event into the picture. It returns what the picture knew of the sandboxes that the event made it
 // forget.
 //
-// A process that is younger than a sandbox cannot be its owner (W3), but the wall clock, by which the sandbox's system
-// dates it, may have been stepped since. Where the sandbox's init is known, the process must also be younger than that
-// by the kernel's own clock; if the two clocks disagree, the owner is unknown.
+// A process that is younger than a sandbox cannot be its owner (W3). Where the sandbox's init is known, the kernel's own
+// clock tells: the process is younger than that. The wall clock, by which the sandbox's system dates it, may have been
+// stepped since: it decides only where there is no init, and where the two clocks disagree the owner is unknown.
 func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
 	switch ev := ev.(type) {
 	case TimePassed:
@@ -136,7 +142,9 @@ func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
 		p.applyStepBegun(ev)
 	case StepEnded:
 		p.applyStepEnded(ev)
-	case ListFailed, ScanBegun, ScanEnded, SourceLost, SourceBack:
+	case SourceBack:
+		p.retry(ev.Kind)
+	case ListFailed, ScanBegun, ScanEnded, SourceLost:
 		// These say something about the watching, not about the watched (W5).
 	}
 	return nil
@@ -161,6 +169,9 @@ func (p *Picture) applyListed(ev Listed) (forgotten []*Entry) {
 		}
 		p.agenda.touch(id)
 	}
+	if p.listed[ev.Kind].Before(ev.Asked) {
+		p.listed[ev.Kind] = ev.Asked
+	}
 	maps.DeleteFunc(p.gone, func(id ID, at time.Time) bool { return id.Kind == ev.Kind && at.Before(ev.Asked) })
 	return forgotten
 }
@@ -171,8 +182,10 @@ func (p *Picture) see(s Sandbox, asked time.Time) {
 	}
 	e, known := p.sandboxes[s.ID]
 	switch {
+	case !known && asked.Before(p.listed[s.ID.Kind]):
+		return
 	case !known:
-		e = &Entry{Owner: Owner{Claim: s.Terms.Owner}}
+		e = &Entry{Owner: Owner{Claim: s.Terms.Owner, Asked: asked}}
 		p.sandboxes[s.ID] = e
 		p.claim(s.ID, s.Terms.Owner)
 	case asked.Before(e.Asked):
@@ -262,6 +275,16 @@ func (p *Picture) applyStepEnded(ev StepEnded) {
 	p.agenda.touch(ev.ID)
 }
 
+// retry makes every reap of a kind that waits for its next attempt due.
+func (p *Picture) retry(kind Kind) {
+	for id, e := range p.sandboxes {
+		if id.Kind == kind && e.Progress.Attempts > 0 && !e.Progress.InFlight {
+			e.Progress.StepAt = time.Time{}
+			p.agenda.touch(id)
+		}
+	}
+}
+
 func (p *Picture) touchAll(kind Kind) {
 	for id := range p.sandboxes {
 		if id.Kind == kind {
@@ -285,6 +308,9 @@ func (o *Owner) learnProcess(s Sandbox, seen ProcessSeen) {
 		if o.Process.PID == 0 {
 			o.Detail = seen.Detail
 		}
+	case o.Process.PID == 0 && !nobody && seen.Life == Exited && seen.Process.Start != o.Claim.Process.Start:
+		// Somebody died who was held for another sandbox. The PID may have gone to this one's owner since, so only the
+		// look that a new claim asks for binds it (W2).
 	case o.Process.PID != 0: // bound
 		switch {
 		case seen.Process == o.Process && seen.Life == Alive:
@@ -303,8 +329,13 @@ func (o *Owner) learnProcess(s Sandbox, seen ProcessSeen) {
 			return
 		}
 		o.bind(seen)
+	case s.Init.PID != 0 && seen.Process.Start > s.Init.Start:
+		o.Replaced = true
+		o.exit(time.Time{})
+	case s.Created.IsZero():
+		o.Detail = "it is not known when the sandbox was created"
 	case seen.Born.After(s.Created.Add(clockSlack)):
-		if s.Init.PID != 0 && seen.Process.Start <= s.Init.Start {
+		if s.Init.PID != 0 {
 			o.Detail = "the wall clock says that the process was born after the sandbox, the kernel's clock that it was not"
 			return
 		}
@@ -334,18 +365,21 @@ func (o *Owner) learnContainer(s Sandbox, seen ContainerSeen) {
 	switch {
 	case o.Gone, bound && seen.Container != o.Container, !bound && !seen.Named:
 		return
+	case seen.Asked.Before(o.Asked):
+		// The container may have been restarted since, or the name have gone to another (W4).
+		return
 	case seen.Life == Unknown:
 		if !bound {
 			o.Detail = seen.Detail
 		}
 		return
-	case seen.Container == "", !bound && seen.Created.After(s.Created.Add(clockSlack)):
+	case seen.Container == "", !bound && !s.Created.IsZero() && seen.Created.After(s.Created.Add(clockSlack)):
 		// The name is free, or belongs to a container younger than the sandbox.
 		o.exit(time.Time{})
 		o.Gone = true
 		return
 	}
-	o.Container, o.Detail = seen.Container, ""
+	o.Container, o.Asked, o.Detail = seen.Container, seen.Asked, ""
 	if seen.Life == Alive {
 		o.Life, o.ExitedAt = Alive, time.Time{}
 		return

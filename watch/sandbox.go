@@ -113,7 +113,7 @@ func (t *Terms) read(key, value string) (err error) {
 		t.Owner, err = ParseClaim(value)
 	case LabelTTL:
 		if t.TTL, err = parseDuration(value); err == nil && t.TTL == 0 {
-			err = fmt.Errorf("%q: a sandbox needs some time to live", value)
+			err = fmt.Errorf("%q: a sandbox needs some time to live", clip(value))
 		}
 	case LabelStopTimeout:
 		t.StopTimeout, err = parseDuration(value)
@@ -126,10 +126,10 @@ func (t *Terms) read(key, value string) (err error) {
 			err = fmt.Errorf("%q: want a name", value)
 		}
 	default:
-		err = fmt.Errorf("no such label")
+		return fmt.Errorf("%q: no such label", clip(key)) // quoted: it may be anything
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", clip(key), err)
+		return fmt.Errorf("%s: %w", key, err)
 	}
 	return nil
 }

@@ -109,6 +109,7 @@ func (e *Engine) Session(ctx context.Context, connected func()) error {
 	}
 	defer e.hangUp(cli)
 
+	namespace := e.namespace(ctx, cli)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	messages, errs := cli.Events(ctx, events.ListOptions{
@@ -116,19 +117,22 @@ func (e *Engine) Session(ctx context.Context, connected func()) error {
 		Filters: filters.NewArgs(filters.Arg("type", string(events.ContainerEventType))),
 	})
 	changed := newChanges()
-	go e.follow(ctx, cli, changed)
+	followed := make(chan error, 1)
+	go func() { followed <- e.follow(ctx, cli, changed) }()
 
 	e.mu.Lock()
 	e.cli = cli
 	e.mu.Unlock()
 	connected()
-	e.post(e.namespace(ctx, cli), watch.SourceBack{Source: Source, At: time.Now()})
+	e.post(namespace, watch.SourceBack{Source: Source, Kind: watch.Container, At: time.Now()})
 	for {
 		select {
 		case msg := <-messages:
 			if e.concerns(msg) {
 				changed.add(msg.Actor.ID)
 			}
+		case err := <-followed:
+			return err
 		case err := <-errs:
 			return fmt.Errorf("events of the engine at %s: %w", e.host, err)
 		}

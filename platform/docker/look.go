@@ -45,22 +45,19 @@ func (e *Engine) concerns(msg events.Message) bool {
 	return false
 }
 
-// follow looks at what changed until ctx ends.
-func (e *Engine) follow(ctx context.Context, cli *client.Client, changed *changes) {
+// follow looks at what changed, until ctx ends or a look fails. A look cannot be left out: its failure is the end of the
+// session, and the next one begins with a full scan.
+func (e *Engine) follow(ctx context.Context, cli *client.Client, changed *changes) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return ctx.Err()
 		case <-changed.ready:
 		}
 		for _, id := range changed.take() {
 			found, err := e.look(ctx, cli, id)
-			if err != nil && ctx.Err() == nil {
-				// The look cannot be left out: a full scan, which the second event asks for, makes up for it.
-				found = []watch.Event{
-					watch.SourceLost{Source: Source, Err: err, At: time.Now()},
-					watch.SourceBack{Source: Source, At: time.Now()},
-				}
+			if err != nil {
+				return fmt.Errorf("look at container %s: %w", id, err)
 			}
 			e.post(found...)
 		}

@@ -1,11 +1,13 @@
 package process
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,6 +29,7 @@ type Handle struct {
 	opened  time.Time
 	fd      *os.File        // the pidfd, on the runtime's poller
 	conn    syscall.RawConn // of fd
+	closed  atomic.Bool
 }
 
 var (
@@ -142,6 +145,10 @@ func (h *Handle) Wait() error {
 		done, pollErr = readable(fd)
 		return done || pollErr != nil
 	})
+	if h.closed.Load() {
+		// The poller's own word for that cannot be tested for.
+		return os.ErrClosed
+	}
 	return errors.Join(err, pollErr)
 }
 
@@ -173,5 +180,15 @@ func (h *Handle) ReadFile(name string) ([]byte, error) {
 	return data, nil
 }
 
+// dumping reports whether the process is writing its core: its threads have been stopped for good, and it dies when the
+// core is written, seconds later if that is large (CoreDumping in proc_pid_status(5), Linux 4.15).
+func (h *Handle) dumping() bool {
+	status, err := h.ReadFile("status")
+	return err == nil && bytes.Contains(status, []byte("\nCoreDumping:\t1\n"))
+}
+
 // Close lets go of the process. A [Handle.Wait] under way returns.
-func (h *Handle) Close() error { return h.fd.Close() }
+func (h *Handle) Close() error {
+	h.closed.Store(true)
+	return h.fd.Close()
+}

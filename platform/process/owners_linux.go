@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"sync"
@@ -125,9 +126,9 @@ func (o *Owners) Check() {
 	}
 }
 
-// Witness takes in that the kernel reported an exit in the process with that PID, stamped at. dumping says that the
-// process has begun to dump its core, which it cannot survive; any other report only makes us ask (P4).
-func (o *Owners) Witness(pid int, dumping bool, at time.Time) {
+// Witness takes in that the kernel reported an exit in the process with that PID, or the beginning of a core dump,
+// stamped at. The report only makes us ask (P4).
+func (o *Owners) Witness(pid int, at time.Time) {
 	o.mu.Lock()
 	w := o.held[pid]
 	if w == nil || at.Before(w.since) {
@@ -136,7 +137,7 @@ func (o *Owners) Witness(pid int, dumping bool, at time.Time) {
 	}
 	exited, err := o.exited(w)
 	o.mu.Unlock()
-	if dumping || err == nil && exited {
+	if err == nil && (exited || w.handle != nil && w.handle.dumping()) {
 		o.bury(w, at)
 	}
 }
@@ -154,6 +155,10 @@ func (o *Owners) open(pid int) (*owner, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The files of /proc exist for a thread's number too, but its end would not be the process's (P4).
+	if leader, err := o.host.leader(pid); err != nil || leader != pid {
+		return nil, errors.Join(fmt.Errorf("%d is not known to be a process", pid), err)
+	}
 	born, err := bornAt(start)
 	if err != nil {
 		return nil, err
@@ -170,6 +175,19 @@ func (o *Owners) exited(w *owner) (bool, error) {
 		return true, nil
 	}
 	return err == nil && start != w.process.Start, err
+}
+
+// leader returns the PID of the process that a thread belongs to.
+func (h *Host) leader(tid int) (pid int, err error) {
+	proc, err := h.proc.Proc(tid)
+	if err != nil {
+		return 0, fmt.Errorf("look up thread %d: %w", tid, err)
+	}
+	status, err := proc.NewStatus()
+	if err != nil {
+		return 0, fmt.Errorf("read the status of thread %d: %w", tid, err)
+	}
+	return status.TGID, nil
 }
 
 // alive returns the start time of the living process with a PID, for kernels without pidfds.

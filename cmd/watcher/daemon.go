@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/oklog/run"
+
+	"watcher/platform/connector"
+	"watcher/platform/docker"
+	"watcher/platform/journal"
+	"watcher/platform/process"
+	"watcher/platform/systemd"
+	"watcher/reap"
+	"watcher/watch"
+)
+
+// flushFor is how long the end waits for the log: a journal that is stopped must not keep us from ending.
+const flushFor = time.Second
+
+// openLog opens the log that the flags ask for. The second result ends it.
+func (o *options) openLog() (*slog.Logger, func(), error) {
+	log, err := journal.Open(o.logFormat, o.logLevel, os.Stderr)
+	if err != nil {
+		return nil, nil, usageError{err}
+	}
+	return log.Logger, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), flushFor)
+		defer cancel()
+		// Under systemd standard error is the journal too, and would block as well.
+		if err := log.Close(ctx); err != nil && log.Format() != journal.Journal {
+			fmt.Fprintln(os.Stderr, "watcher: the end of the log is lost:", err)
+		}
+	}, nil
+}
+
+// runDaemon watches and reaps until ctx ends.
+func (o *options) runDaemon(ctx context.Context) error {
+	c, err := o.load()
+	if err != nil {
+		return err
+	}
+	log, closeLog, err := o.openLog()
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	host, err := process.NewHost(procRoot)
+	if err != nil {
+		return err
+	}
+	inbox := reap.NewInbox()
+	engine := docker.New(c.Docker.Host, host, inbox.Post)
+	defer engine.Close()
+	owners := process.NewOwners(host, inbox.Post)
+	defer owners.Close()
+	scanner := reap.NewScanner(inbox, time.Duration(c.Scan.Interval), engine)
+	unit, err := newUnit(log)
+	if err != nil {
+		return err
+	}
+	loop := reap.NewLoop(reap.Config{
+		Policy: c.policy(), Picture: watch.NewPicture(host.Boot()), Inbox: inbox, Owners: owners,
+		Platforms: map[watch.Kind]reap.Platform{engine.Kind(): engine},
+		Log:       log, Workers: removalsAtOnce(), Timeout: removeTimeout,
+		Rescan: scanner.Poke, DryRun: o.dryRun,
+		Each: unit.tell, Pulse: unit.interval,
+	})
+	log.Info("started", watch.KeyEvent, watch.EventStarted, "version", version, "engine", engine.Host(), "config", c.file, "dry_run", o.dryRun)
+
+	// The group's actors, the loop first: it is interrupted before the others, and they go on until it has finished what
+	// it began.
+	var g run.Group
+	ended := make(chan struct{})
+	{ // The loop, which ends at a signal.
+		ctx, stop := context.WithCancel(ctx)
+		g.Add(func() error {
+			defer close(ended)
+			return loop.Run(ctx)
+		}, func(error) { stop() })
+	}
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	interrupt := func(error) {
+		<-ended
+		stop()
+	}
+	{ // The engine: its sessions, and the events of each.
+		g.Add(func() error { return engine.Run(work) }, interrupt)
+	}
+	{ // The kernel's word on exits.
+		g.Add(func() error { return listen(work, log, owners, inbox) }, interrupt)
+	}
+	{ // Full scans.
+		g.Add(func() error { return scanner.Run(work) }, interrupt)
+	}
+	err = g.Run()
+	if err := unit.manager.Stopping(); err != nil {
+		log.Debug("could not tell systemd", watch.KeyError, err)
+	}
+	log.Info("stopped", watch.KeyEvent, watch.EventStopped)
+	if errors.Is(err, context.Canceled) && !errors.Is(err, reap.ErrUnfinished) {
+		return nil // as asked
+	}
+	return err
+}
+
+// listen keeps listening to the process connector, where that can be had. Owners are held by pidfd as well, so without
+// it deaths are only dated a little later.
+func listen(ctx context.Context, log *slog.Logger, owners *process.Owners, inbox *reap.Inbox) error {
+	const source = "process connector"
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = time.Second, 5*time.Minute
+	for lost := false; ; lost = true {
+		l, err := connector.Listen(ctx, connector.Options{})
+		if err == nil {
+			log.Debug("listening", watch.KeySource, source, "level", l.Level())
+			wait.Reset()
+			if lost {
+				inbox.Post(watch.SourceBack{Source: source, At: time.Now()})
+			}
+			err = l.Run(ctx, func(e connector.Exit) {
+				owners.Witness(e.TGID, e.At)
+			}, func(err error) {
+				inbox.Post(watch.SourceLost{Source: source, Err: err, At: time.Now()}, watch.SourceBack{Source: source, At: time.Now()})
+			})
+			err = errors.Join(err, l.Close())
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if hint := connector.Hint(err); hint != "" {
+			err = fmt.Errorf("%w (%s; until then deaths are seen through pidfds alone)", err, hint)
+		}
+		inbox.Post(watch.SourceLost{Source: source, Err: err, At: time.Now()})
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait.NextBackOff()):
+		}
+	}
+}
+
+// A unit tells systemd how things stand. The loop itself calls it, so a watchdog hears nothing from a loop that hangs.
+type unit struct {
+	log      *slog.Logger
+	manager  systemd.Notifier
+	interval time.Duration // how often the watchdog wants to hear from us; 0: never
+	ready    bool
+	said     reap.Status
+	pinged   time.Time
+}
+
+func newUnit(log *slog.Logger) (*unit, error) {
+	interval, err := systemd.WatchdogInterval()
+	if err != nil {
+		return nil, err
+	}
+	return &unit{log: log, manager: systemd.FromEnvironment(), interval: interval}, nil
+}
+
+func (u *unit) tell(s reap.Status) {
+	var errs []error
+	if now := time.Now(); u.interval > 0 && now.Sub(u.pinged) >= u.interval/2 {
+		u.pinged = now
+		errs = append(errs, u.manager.Watchdog())
+	}
+	if s.Scanned && !u.ready {
+		u.ready = true
+		errs = append(errs, u.manager.Ready())
+	}
+	if s != u.said {
+		u.said = s
+		errs = append(errs, u.manager.Status(statusLine(s)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		u.log.Debug("could not tell systemd", watch.KeyError, err)
+	}
+}
+
+func statusLine(s reap.Status) string {
+	if !s.Scanned {
+		return "waiting for the first full scan"
+	}
+	return fmt.Sprintf("watching %d sandbox(es), %d being reaped, %d reaped, %d attempt(s) failed", s.Sandboxes, s.Open, s.Reaped, s.Failed)
+}

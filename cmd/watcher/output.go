@@ -1,0 +1,164 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/term"
+
+	"watcher/reap"
+	"watcher/watch"
+)
+
+// A row is one sandbox in the output of list and --once.
+type row struct {
+	Kind    watch.Kind  `json:"kind"`
+	ID      string      `json:"id"`
+	Name    string      `json:"name"`
+	State   watch.State `json:"state"`
+	Created time.Time   `json:"created"`
+	Rule    string      `json:"rule"`
+	Owner   *owner      `json:"owner"`
+	Verdict string      `json:"verdict"`
+	Reason  reap.Reason `json:"reason"`
+	Detail  string      `json:"detail,omitempty"`
+	Result  string      `json:"result"`
+	Error   string      `json:"error"`
+}
+
+type owner struct {
+	Kind  string `json:"kind"`
+	PID   int    `json:"pid,omitempty"`
+	Start uint64 `json:"start,omitempty"`
+	Boot  string `json:"boot,omitempty"`
+	ID    string `json:"id,omitempty"`
+	State string `json:"state"`
+}
+
+// The results that --once can have for a sandbox; none for one that is kept.
+const (
+	resultReaped    = "reaped"
+	resultFailed    = "failed"
+	resultWouldReap = "would-reap"
+)
+
+func newRow(e *watch.Entry, j reap.Judgement) row {
+	return row{
+		Kind: e.ID.Kind, ID: e.ID.Name, Name: e.Name, State: e.State, Created: e.Created.UTC(),
+		Rule: reap.RuleLabels, Owner: newOwner(e, j),
+		Verdict: j.Verdict.String(), Reason: j.Reason, Detail: j.Detail,
+	}
+}
+
+func newOwner(e *watch.Entry, j reap.Judgement) *owner {
+	o := &owner{Kind: e.Owner.Claim.Kind.String(), State: j.Owner.String()}
+	switch e.Owner.Claim.Kind {
+	case watch.ProcessClaim:
+		// What the label leaves out is known once the process has been seen.
+		p := e.Owner.Claim.Process
+		o.PID = p.PID
+		o.Start = cmp.Or(p.Start, e.Owner.Process.Start)
+		o.Boot = cmp.Or(p.Boot, e.Owner.Process.Boot)
+	case watch.ContainerClaim:
+		o.ID = cmp.Or(e.Owner.Container, e.Owner.Claim.Container)
+	default:
+		return nil
+	}
+	return o
+}
+
+// short is the owner as a table shows it.
+func (o *owner) short() string {
+	switch {
+	case o == nil:
+		return "-"
+	case o.Kind == watch.ProcessClaim.String():
+		return fmt.Sprintf("%d (%s)", o.PID, o.State)
+	default:
+		return fmt.Sprintf("container %s (%s)", shortID(o.ID), o.State)
+	}
+}
+
+func shortID(id string) string {
+	const enough = 12 // as the engine's own tools shorten it
+	if len(id) == 64 {
+		return id[:enough]
+	}
+	return id
+}
+
+// age writes a duration in its largest unit: 45s, 3m, 5h, 12d.
+func age(d time.Duration) string {
+	switch d = max(d, 0); {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd", int(d.Hours()/24))
+	}
+}
+
+// byKindAndName is the order of rows in output.
+func byKindAndName(a, b row) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+}
+
+// Colours of verdicts. The codes have one length, so that a tab writer that counts them still aligns the columns.
+const (
+	plain  = "\x1b[39m"
+	red    = "\x1b[31m"
+	green  = "\x1b[32m"
+	yellow = "\x1b[33m"
+	reset  = "\x1b[0m"
+)
+
+// useColor reports whether w is a terminal whose user does not mind colour (no-color.org).
+func useColor(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
+}
+
+func writeTable(w io.Writer, rows []row, now time.Time, withResult bool) error {
+	slices.SortFunc(rows, byKindAndName)
+	paint := func(_, s string) string { return s }
+	if useColor(w) {
+		paint = func(color, s string) string { return color + s + reset }
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	head := "KIND\tID\tNAME\tAGE\tSTATE\tOWNER\t" + paint(plain, "VERDICT") + "\tREASON"
+	if withResult {
+		head += "\tRESULT"
+	}
+	fmt.Fprintln(t, head)
+	for _, r := range rows {
+		color := map[string]string{"reap": red, "wait": yellow}[r.Verdict]
+		line := fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", r.Kind, shortID(r.ID), cmp.Or(r.Name, "-"), age(now.Sub(r.Created)),
+			r.State, r.Owner.short(), paint(cmp.Or(color, green), r.Verdict), r.Reason)
+		if withResult {
+			line += "\t" + r.Result
+			if r.Error != "" {
+				line += ": " + r.Error
+			}
+		}
+		fmt.Fprintln(t, line)
+	}
+	return t.Flush()
+}
+
+func writeJSON[T any](w io.Writer, rows []T) error {
+	if rows == nil {
+		rows = []T{} // an empty array and not null
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(rows)
+}

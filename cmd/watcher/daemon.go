@@ -93,7 +93,7 @@ func (o *options) runDaemon(ctx context.Context) error {
 		g.Add(func() error { return engine.Run(work) }, interrupt)
 	}
 	{ // The kernel's word on exits.
-		g.Add(func() error { return listen(work, log, owners, inbox) }, interrupt)
+		g.Add(func() error { return listen(work, log, host, owners, inbox) }, interrupt)
 	}
 	{ // Full scans.
 		g.Add(func() error { return scanner.Run(work) }, interrupt)
@@ -111,12 +111,14 @@ func (o *options) runDaemon(ctx context.Context) error {
 
 // listen keeps listening to the process connector, where that can be had. Owners are held by pidfd as well, so without
 // it deaths are only dated a little later.
-func listen(ctx context.Context, log *slog.Logger, owners *process.Owners, inbox *reap.Inbox) error {
+func listen(ctx context.Context, log *slog.Logger, host *process.Host, owners *process.Owners, inbox *reap.Inbox) error {
 	const source = "process connector"
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = time.Second, 5*time.Minute
+	// Without pidfds, the exit of a last thread that is not the leader is told by nobody else.
+	options := connector.Options{Threads: !host.CanHold()}
 	for lost := false; ; lost = true {
-		l, err := connector.Listen(ctx, connector.Options{})
+		l, err := connector.Listen(ctx, options)
 		if err == nil {
 			log.Debug("listening", watch.KeySource, source, "level", l.Level())
 			wait.Reset()

@@ -163,7 +163,11 @@ func TestMalformedLabelsAreKeptAndShown(t *testing.T) {
 	var ids []string
 	for _, labels := range []map[string]string{
 		ownedBy("-1"), ownedBy("0"), ownedBy("99999999999999999999"), ownedBy(" 1"), ownedBy("$(reboot)"), ownedBy("1:2:3:4"), ownedBy("container:"),
-		ownedBy(""), {watch.LabelTTL: "soon"}, {watch.LabelTTL: "-1s"}, {watch.LabelKeep: "yes"}, {watch.LabelStopTimeout: "5"},
+		ownedBy(""),
+		{watch.LabelTTL: "soon"},
+		{watch.LabelTTL: "-1s"},
+		{watch.LabelKeep: "yes"},
+		{watch.LabelStopTimeout: "5"},
 		{"watcher.ownr": "1"},
 	} {
 		ids = append(ids, e.Run(t, dockertest.ContainerOptions{Labels: labels}))

@@ -66,6 +66,17 @@ func (h *Host) Open(pid int) (*Handle, error) {
 	return handle, nil
 }
 
+// CanHold reports whether processes can be held at all. Where they cannot, [Owners] looks at /proc instead.
+func (h *Host) CanHold() bool {
+	self, err := h.Open(os.Getpid())
+	if err != nil {
+		return !errors.Is(err, ErrNoPidfd)
+	}
+	// Closing a pidfd has no error that anybody could act on.
+	_ = self.Close()
+	return true
+}
+
 func (h *Handle) identify(pid int) (err error) {
 	if h.conn, err = h.fd.SyscallConn(); err != nil {
 		return fmt.Errorf("pidfd of %d: %w", pid, err)

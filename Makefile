@@ -1,0 +1,81 @@
+# Targets for users: build, install, uninstall, demo, test. For engineers: lint, vuln, bench.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+PREFIX ?= /usr/local
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+GO ?= go
+# The tools are pinned in a module of their own, so that they do not decide which versions watcher is built with.
+TOOL := $(GO) tool -modfile=.ci/tools.mod
+
+.PHONY: build
+build: bin/watcher
+
+# Go knows better than make what has changed.
+.PHONY: bin/watcher
+bin/watcher:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/watcher
+
+UNITS := watcher.service watcher-scan.service watcher-scan.timer
+UNITDIR := $(DESTDIR)/usr/lib/systemd/system
+CATALOGDIR := $(DESTDIR)/usr/lib/systemd/catalog
+
+.PHONY: install
+install: build
+	install -D -m 0755 bin/watcher $(DESTDIR)$(PREFIX)/bin/watcher
+	install -d $(UNITDIR)
+	for unit in $(UNITS); do \
+		sed 's|/usr/local/bin/watcher|$(PREFIX)/bin/watcher|g' systemd/$$unit > $(UNITDIR)/$$unit; \
+		chmod 0644 $(UNITDIR)/$$unit; \
+	done
+	install -D -m 0644 systemd/watcher.catalog $(CATALOGDIR)/watcher.catalog
+	if [ -z "$(DESTDIR)" ]; then \
+		journalctl --update-catalog || true; \
+		if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
+		echo "Installed. Next: systemctl enable --now watcher"; \
+	fi
+
+.PHONY: uninstall
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/watcher $(CATALOGDIR)/watcher.catalog
+	for unit in $(UNITS); do rm -f $(UNITDIR)/$$unit; done
+	if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+
+# What the tests and the demo need besides Go. Packages that are there are left as they are.
+.PHONY: engine testdeps
+engine:
+	.ci/packages docker.io iptables
+testdeps:
+	.ci/packages docker.io iptables iproute2 systemd systemd-container
+
+.PHONY: demo
+demo: engine build
+	$(GO) build -o bin/demo ./cmd/demo
+	bin/demo --watcher bin/watcher
+
+# A test binary at a time: several have an engine each, and two cores serve one of them best. Without cgo there is no
+# race detector.
+RACE := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null && echo -race)
+.PHONY: test
+test: testdeps
+	@if [ "$$(id -u)" != 0 ]; then echo "Not root: tests that need an engine, the process connector or the journal are skipped and say so."; fi
+	$(TOOL) gotestsum --format pkgname-and-test-fails --hide-summary=skipped -- -p 1 $(RACE) -timeout 20m ./...
+
+.PHONY: lint
+lint:
+	unformatted=$$($(TOOL) gofumpt -l cmd watch reap platform); \
+	if [ -n "$$unformatted" ]; then echo "not formatted: $$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	GOOS=darwin $(GO) vet ./platform/connector ./platform/process ./platform/journal ./platform/systemd
+	$(TOOL) staticcheck ./...
+	$(GO) mod tidy -diff
+
+.PHONY: bench
+bench: testdeps
+	$(GO) test ./cmd/watcher -run "^$$" -bench Reap -benchtime 120x
+
+# Needs the vulnerability database, which a machine without the Internet cannot reach.
+.PHONY: vuln
+vuln:
+	$(TOOL) govulncheck ./...

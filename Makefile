@@ -38,6 +38,7 @@ install: build
 
 .PHONY: uninstall
 uninstall:
+	if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now watcher.service watcher-scan.timer; fi
 	rm -f $(DESTDIR)$(PREFIX)/bin/watcher $(CATALOGDIR)/watcher.catalog
 	for unit in $(UNITS); do rm -f $(UNITDIR)/$$unit; done
 	if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi

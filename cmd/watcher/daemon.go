@@ -153,7 +153,7 @@ type unit struct {
 	manager  systemd.Notifier
 	interval time.Duration // how often the watchdog wants to hear from us; 0: never
 	ready    bool
-	said     reap.Status
+	said     string
 	pinged   time.Time
 }
 
@@ -175,9 +175,9 @@ func (u *unit) tell(s reap.Status) {
 		u.ready = true
 		errs = append(errs, u.manager.Ready())
 	}
-	if s != u.said {
-		u.said = s
-		errs = append(errs, u.manager.Status(statusLine(s)))
+	if line := statusLine(s); line != u.said {
+		u.said = line
+		errs = append(errs, u.manager.Status(line))
 	}
 	if err := errors.Join(errs...); err != nil {
 		u.log.Debug("could not tell systemd", watch.KeyError, err)

@@ -118,7 +118,7 @@ func TestUnitsGiveReasons(t *testing.T) {
 func TestUnitRuns(t *testing.T) {
 	engine := dockertest.Start(t)
 	m := startManager(t)
-	m.install(t, daemonUnit, append(inNoNamespace, "Environment=DOCKER_HOST="+engine.Host(), "WatchdogSec=2s", "RestartSec=100ms")...)
+	m.install(t, daemonUnit, append(inNoNamespace, "Environment=DOCKER_HOST="+engine.Host(), "WatchdogSec=3s", "RestartSec=100ms")...)
 
 	owner, earlier := processtest.StartOwner(t), processtest.StartOwner(t)
 	own := func(o *processtest.Owner, name string) string {
@@ -197,9 +197,9 @@ func TestUnitRuns(t *testing.T) {
 	if took := time.Since(begun); took > reap.DrainFor {
 		t.Errorf("the stop took %s with nothing to finish", took)
 	}
-	// 2 is how Go ends after it has written its stacks.
-	if got, want := m.ends(t), []string{"watchdog exited 2", "success exited 0"}; !slices.Equal(got, want) {
-		t.Errorf("the daemon ended with %q, want %q", got, want)
+	// After the watchdog Go ends with 2, or is killed if it needs too long to write its stacks.
+	if got := m.ends(t); len(got) != 2 || !strings.HasPrefix(got[0], "watchdog ") || got[1] != "success exited 0" {
+		t.Errorf("the daemon ended with %q, want one end by the watchdog and then one with code 0", got)
 	}
 }
 

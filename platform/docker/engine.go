@@ -49,6 +49,8 @@ type Engine struct {
 // A known is what is remembered of a watched container between looks.
 type known struct {
 	created time.Time
+	owner   string          // the container reference that it claims
+	seen    time.Time       // when it was last looked at
 	init    *process.Handle // nil: not held
 }
 
@@ -63,6 +65,17 @@ func New(host string, proc *process.Host, post func(...watch.Event)) *Engine {
 		containers: map[string]*known{},
 		owners:     map[string]map[string]bool{},
 	}
+}
+
+// CheckHost returns an error if host cannot be the URL of an engine. "" stands for the usual one.
+func CheckHost(host string) error {
+	if host == "" {
+		return nil
+	}
+	if _, err := client.ParseHostURL(host); err != nil {
+		return fmt.Errorf("engine at %q: want a URL such as %s", host, client.DefaultDockerHost)
+	}
+	return nil
 }
 
 // Kind is the kind of sandbox that an engine has.
@@ -117,22 +130,21 @@ func (e *Engine) Session(ctx context.Context, connected func()) error {
 		Filters: filters.NewArgs(filters.Arg("type", string(events.ContainerEventType))),
 	})
 	changed := newChanges()
-	followed := make(chan error, 1)
-	go func() { followed <- e.follow(ctx, cli, changed) }()
+	go e.follow(ctx, cli, changed)
 
+	// Another engine may serve the socket now: this comes before any list of its containers (D5).
+	e.post(namespace)
 	e.mu.Lock()
 	e.cli = cli
 	e.mu.Unlock()
 	connected()
-	e.post(namespace, watch.SourceBack{Source: Source, Kind: watch.Container, At: time.Now()})
+	e.post(watch.SourceBack{Source: Source, Kind: watch.Container, At: time.Now()})
 	for {
 		select {
 		case msg := <-messages:
 			if e.concerns(msg) {
 				changed.add(msg.Actor.ID)
 			}
-		case err := <-followed:
-			return err
 		case err := <-errs:
 			return fmt.Errorf("events of the engine at %s: %w", e.host, err)
 		}
@@ -271,6 +283,15 @@ func listener(path string) (pid int, err error) {
 	return pid, errors.Join(err, credErr)
 }
 
+// RemoveOnce is [Engine.Remove] on a connection of its own, for those who have no session.
+func (e *Engine) RemoveOnce(ctx context.Context, id watch.ID) error {
+	cli, err := e.dial(ctx)
+	if err != nil {
+		return e.hint(err)
+	}
+	return errors.Join(removeWith(ctx, cli, id), cli.Close())
+}
+
 // Close lets go of everything that is held.
 func (e *Engine) Close() {
 	e.mu.Lock()
@@ -317,14 +338,24 @@ func (e *Engine) Remove(ctx context.Context, id watch.ID) error {
 	if err != nil {
 		return err
 	}
+	return removeWith(ctx, cli, id)
+}
+
+func removeWith(ctx context.Context, cli *client.Client, id watch.ID) error {
 	again := backoff.NewExponentialBackOff()
 	again.InitialInterval = 50 * time.Millisecond
 	again.MaxInterval = time.Second
-	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		return struct{}{}, remove(ctx, cli, id.Name)
+	var last error
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		last = remove(ctx, cli, id.Name)
+		return struct{}{}, last
 	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(0))
-	if err != nil {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil && !errors.Is(last, ctx.Err()):
+		return fmt.Errorf("remove %s: %w; the engine's last answer: %w", id, err, last)
+	default:
 		return fmt.Errorf("remove %s: %w", id, err)
 	}
-	return nil
 }

@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"fmt"
+	"maps"
 	"runtime"
 	"strings"
 	"time"
@@ -45,19 +46,19 @@ func (e *Engine) concerns(msg events.Message) bool {
 	return false
 }
 
-// follow looks at what changed, until ctx ends or a look fails. A look cannot be left out: its failure is the end of the
-// session, and the next one begins with a full scan.
-func (e *Engine) follow(ctx context.Context, cli *client.Client, changed *changes) error {
+// follow looks at what changed, until ctx ends.
+func (e *Engine) follow(ctx context.Context, cli *client.Client, changed *changes) {
 	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		case <-changed.ready:
 		}
 		for _, id := range changed.take() {
 			found, err := e.look(ctx, cli, id)
 			if err != nil {
-				return fmt.Errorf("look at container %s: %w", id, err)
+				// It cannot be left out: the full scan that follows makes up for it.
+				found = []watch.Event{watch.LookFailed{ID: watch.ID{Kind: watch.Container, Name: id}, At: time.Now(), Err: err}}
 			}
 			e.post(found...)
 		}
@@ -157,6 +158,10 @@ func seeOwner(ctx context.Context, cli *client.Client, ref, id string) watch.Con
 		seen.Detail = err.Error()
 		return seen
 	}
+	if id == ref && !names(ref, c.ID, c.Name) {
+		seen.Detail = fmt.Sprintf("%q is short for container %s, but too short to mean it for certain", ref, c.ID)
+		return seen
+	}
 	seen.Container = c.ID
 	if seen.Created, err = time.Parse(time.RFC3339Nano, c.Created); err != nil {
 		seen.Detail = fmt.Sprintf("container %s: created %q: %v", c.ID, c.Created, err)
@@ -172,6 +177,12 @@ func seeOwner(ctx context.Context, cli *client.Client, ref, id string) watch.Con
 		seen.Life = watch.Alive
 	}
 	return seen
+}
+
+// names reports whether a claim's reference means a container. The engine also takes the first few digits of an ID, but
+// a name that is free today could be the first digits of a stranger's ID tomorrow. Twelve are what its tools print.
+func names(ref, id, name string) bool {
+	return ref == strings.TrimPrefix(name, "/") || len(ref) >= 12 && strings.HasPrefix(id, ref)
 }
 
 func inspect(ctx context.Context, cli *client.Client, id string) (container.InspectResponse, error) {
@@ -205,18 +216,19 @@ func (e *Engine) sandbox(c container.InspectResponse) (watch.Sandbox, bool, erro
 		State:   watch.State(c.State.Status),
 		Created: created,
 		Terms:   terms,
-		Init:    e.remember(c.ID, created, c.State.Pid),
+		Init:    e.remember(c.ID, created, terms.Owner.Container, c.State.Pid),
 	}, true, nil
 }
 
 // remember notes a container and holds its init, if it has one and it can be proven (D4).
-func (e *Engine) remember(id string, created time.Time, pid int) watch.Process {
+func (e *Engine) remember(id string, created time.Time, owner string, pid int) watch.Process {
 	e.mu.Lock()
 	c := e.containers[id]
 	if c == nil {
-		c = &known{created: created}
+		c = &known{created: created, owner: owner}
 		e.containers[id] = c
 	}
+	c.seen = time.Now()
 	init, shared := c.init, e.shared
 	e.mu.Unlock()
 	if init != nil && init.Process().PID == pid {
@@ -263,15 +275,20 @@ func (e *Engine) openInit(id string, pid int) (*process.Handle, error) {
 }
 
 // inCgroupOf reports whether the content of a /proc/PID/cgroup (cgroups(7)) names the container. Its cgroup is called
-// by its full ID, or by a scope of systemd's with the ID in it: docker-ID.scope, libpod-ID.scope.
+// ID by Docker and libpod-ID by Podman, and docker-ID.scope or libpod-ID.scope where systemd makes it. No other name
+// will do: libpod-conmon-ID.scope, for one, has the process that looks after the container.
 func inCgroupOf(content, id string) bool {
+	if id == "" {
+		return false
+	}
 	for line := range strings.Lines(content) {
 		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(fields) != 3 {
 			continue
 		}
 		for part := range strings.SplitSeq(fields[2], "/") {
-			if part == id || strings.HasSuffix(part, "-"+id+".scope") {
+			switch part {
+			case id, "libpod-" + id, "docker-" + id + ".scope", "libpod-" + id + ".scope":
 				return true
 			}
 		}
@@ -299,27 +316,33 @@ func (e *Engine) List(ctx context.Context) ([]watch.Event, error) {
 	if err != nil {
 		return nil, err
 	}
+	var found []watch.Event
+	e.mu.Lock()
+	shared := e.shared
+	e.mu.Unlock()
+	if !shared {
+		// Perhaps the engine could merely not say where it runs when the session began.
+		found = append(found, e.namespace(ctx, cli))
+	}
 	asked := time.Now()
 	all, err := cli.ContainerList(ctx, container.ListOptions{All: true})
 	if err != nil {
 		return nil, fmt.Errorf("list the containers of the engine at %s: %w", e.host, err)
 	}
 	sandboxes := make([]*watch.Sandbox, len(all))
-	looks, lookCtx := errgroup.WithContext(ctx)
+	var looks errgroup.Group
 	looks.SetLimit(2 * runtime.GOMAXPROCS(0))
 	for i, c := range all {
 		terms, watched := watch.ParseTerms(c.Labels)
 		if !watched {
 			continue
 		}
-		looks.Go(func() (err error) {
-			sandboxes[i], err = e.listed(lookCtx, cli, c, terms)
-			return err
+		looks.Go(func() error {
+			sandboxes[i] = e.listed(ctx, cli, c, terms)
+			return nil
 		})
 	}
-	if err := looks.Wait(); err != nil {
-		return nil, fmt.Errorf("list the containers of the engine at %s: %w", e.host, err)
-	}
+	_ = looks.Wait() // none of them fails
 	listed := watch.Listed{Kind: watch.Container, Asked: asked}
 	refs := map[string]bool{}
 	for _, s := range sandboxes {
@@ -331,59 +354,75 @@ func (e *Engine) List(ctx context.Context) ([]watch.Event, error) {
 			refs[s.Terms.Owner.Container] = true
 		}
 	}
-	e.prune(all)
-	found := []watch.Event{listed}
+	e.prune(all, asked)
+	found = append(found, listed)
 	for ref := range refs {
 		found = append(found, e.lookForOwner(ctx, cli, ref)...)
 	}
 	return found, nil
 }
 
-// prune forgets containers that are not in a list, but for those that run: they may be younger than the list.
-func (e *Engine) prune(all []container.Summary) {
+// prune forgets containers that are not in a list and not younger than it, but for those that run, and the owners that
+// none of the remaining ones claims.
+func (e *Engine) prune(all []container.Summary, asked time.Time) {
 	listed := make(map[string]bool, len(all))
 	for _, c := range all {
 		listed[c.ID] = true
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	claimed := map[string]bool{}
 	for id, c := range e.containers {
-		if !listed[id] && c.init == nil {
+		if !listed[id] && c.init == nil && c.seen.Before(asked) {
 			e.forget(id)
+			continue
 		}
+		claimed[c.owner] = true
 	}
+	maps.DeleteFunc(e.owners, func(ref string, _ map[string]bool) bool { return !claimed[ref] })
 }
 
 // listed makes a sandbox of a line of a list. The list does not say everything, so a container that is new or whose
-// init is not held is looked at; nil says that it went meanwhile.
-func (e *Engine) listed(ctx context.Context, cli *client.Client, line container.Summary, terms watch.Terms) (*watch.Sandbox, error) {
+// init is not held is looked at; nil says that it went meanwhile. A container that cannot be looked at is as the list
+// has it, so that one which the engine chokes on does not hide the others.
+func (e *Engine) listed(ctx context.Context, cli *client.Client, line container.Summary, terms watch.Terms) *watch.Sandbox {
 	state := watch.State(line.State)
 	e.mu.Lock()
-	c, shared := e.containers[line.ID], e.shared
-	if c != nil && (c.init != nil || !state.Runs() || !shared) {
-		defer e.mu.Unlock()
-		s := &watch.Sandbox{
-			ID:    watch.ID{Kind: watch.Container, Name: line.ID},
-			Image: line.Image, State: state, Created: c.created, Terms: terms,
+	c := e.containers[line.ID]
+	known := c != nil && (c.init != nil || !state.Runs() || !e.shared)
+	e.mu.Unlock()
+	if !known {
+		full, err := inspect(ctx, cli, line.ID)
+		if errdefs.IsNotFound(err) {
+			return nil
 		}
-		if len(line.Names) > 0 {
-			s.Name = strings.TrimPrefix(line.Names[0], "/")
+		if err == nil {
+			if s, _, err := e.sandbox(full); err == nil {
+				return &s
+			}
 		}
+	}
+	s := &watch.Sandbox{
+		ID:    watch.ID{Kind: watch.Container, Name: line.ID},
+		Image: line.Image, State: state, Terms: terms,
+		// The list has it cut to seconds. Cut the other way, it does not make an owner look too young.
+		Created: time.Unix(line.Created+1, 0),
+	}
+	for _, name := range line.Names {
+		// Others that are linked to it have names for it as well: /other/alias.
+		if name = strings.TrimPrefix(name, "/"); !strings.Contains(name, "/") {
+			s.Name = name
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c := e.containers[line.ID]; c != nil {
+		s.Created = c.created
 		if c.init != nil {
 			s.Init = c.init.Process()
 		}
-		return s, nil
 	}
-	e.mu.Unlock()
-	full, err := inspect(ctx, cli, line.ID)
-	switch {
-	case errdefs.IsNotFound(err):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	s, _, err := e.sandbox(full)
-	return &s, err
+	return s
 }
 
 // remove asks the engine once. A conflict means that a removal is under way: look again until it is gone.

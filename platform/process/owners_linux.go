@@ -46,7 +46,6 @@ func (o *Owners) Hold(pid int) watch.ProcessSeen {
 		if exited, err := o.exited(w); err != nil || !exited {
 			return w.seen(watch.Alive, time.Now())
 		}
-		w.exited = true
 	}
 	w, err := o.open(pid)
 	switch {
@@ -192,13 +191,14 @@ func (h *Host) leader(tid int) (pid int, err error) {
 
 // alive returns the start time of the living process with a PID, for kernels without pidfds.
 func (h *Host) alive(pid int) (start uint64, err error) {
-	// Signal 0 is not a test of life, zombies take it, but ESRCH is proof that nobody has the PID (kill(2)).
+	stat, statErr := h.stat(pid)
+	// Signal 0 is not a test of life, zombies take it, but ESRCH is proof that nobody has the PID (kill(2)). It is asked
+	// last: a zombie may have been reaped before its stat could be read.
 	if err := unix.Kill(pid, 0); errors.Is(err, unix.ESRCH) {
 		return 0, ErrGone
 	}
-	stat, err := h.stat(pid)
-	if err != nil {
-		return 0, err
+	if statErr != nil {
+		return 0, statErr
 	}
 	// A leader that is a zombie may still have living workers; each counts in num_threads until it is dead.
 	if (stat.State == "Z" || stat.State == "X") && stat.NumThreads <= 1 {

@@ -19,7 +19,8 @@ func fieldsInCatalog() []string {
 	names := []string{"WATCHER_COUNT", "WATCHER_SINCE"} // of the record about dropped ones
 	for _, key := range []string{
 		watch.KeyEvent, watch.KeyKind, watch.KeyID, watch.KeyName, watch.KeyImage, watch.KeyRule, watch.KeyOwner,
-		watch.KeyReason, watch.KeyAttempt, watch.KeyError, watch.KeySource, watch.KeyStopUS, watch.KeyGoneUS,
+		watch.KeyReason, watch.KeyAttempt, watch.KeyError, watch.KeySource, watch.KeySandboxes, watch.KeyThreshold,
+		watch.KeyStopUS, watch.KeyGoneUS,
 	} {
 		names = append(names, fieldName(fieldPrefix+key))
 	}

@@ -14,19 +14,24 @@ import (
 // Exit codes that scripts rely on.
 const (
 	exitDone   = 0
-	exitFailed = 1 // something failed or was left undone
-	exitUsage  = 2 // wrong usage or configuration
+	exitFailed = 1   // something failed or was left undone
+	exitUsage  = 2   // wrong usage or configuration
+	exitSignal = 128 // and the number of a second signal
 )
 
 func main() { os.Exit(execute()) }
 
 func execute() int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	go func() {
-		// From the first signal on, the next one has its usual effect and ends us at once.
-		<-ctx.Done()
+		// The first signal ends us in order, the second one at once, with the code that a shell gives such an end.
+		<-signals
 		stop()
+		second := (<-signals).(syscall.Signal)
+		os.Exit(exitSignal + int(second))
 	}()
 	err := newRootCommand().ExecuteContext(ctx)
 	var usage usageError

@@ -28,9 +28,32 @@ import (
 // detector where they are.
 const asProgram = "WATCHER_TEST_MAIN"
 
+// crashAt names the boundary at which the program ends as by SIGKILL.
+const crashAt = "WATCHER_TEST_CRASH_AT"
+
+// noPidfds has the program run as on a kernel before Linux 5.3.
+const noPidfds = "WATCHER_TEST_NO_PIDFDS"
+
+// stateVariable has the commands of a test share a state directory of its own.
+const stateVariable = "STATE_DIRECTORY"
+
 func TestMain(m *testing.M) {
 	processtest.Main()
 	if os.Getenv(asProgram) != "" {
+		if at := os.Getenv(crashAt); at != "" {
+			boundary = func(b reap.Boundary) {
+				if string(b) == at {
+					// As hard as the kernel's own: nothing is flushed, nobody is told.
+					_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+					select {}
+				}
+			}
+		}
+		if os.Getenv(noPidfds) != "" {
+			if err := processtest.WithoutPidfds(); err != nil {
+				panic(err)
+			}
+		}
 		main()
 	}
 	os.Exit(dockertest.Main(m))
@@ -43,8 +66,34 @@ const patience = time.Minute
 func program(tb testing.TB, args ...string) *exec.Cmd {
 	tb.Helper()
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), asProgram+"=1", "NO_COLOR=1", "DOCKER_HOST=", "JOURNAL_STREAM=", "NOTIFY_SOCKET=")
+	cmd.Env = append(os.Environ(), asProgram+"=1", "NO_COLOR=1", "DOCKER_HOST=", "JOURNAL_STREAM=", "NOTIFY_SOCKET=",
+		stateVariable+"="+stateOf(tb))
 	return cmd
+}
+
+// stateOf is the state directory that all programs of a test share.
+func stateOf(tb testing.TB) string {
+	stateDirs.Lock()
+	defer stateDirs.Unlock()
+	if stateDirs.of == nil {
+		stateDirs.of = map[string]string{}
+	}
+	dir, ok := stateDirs.of[tb.Name()]
+	if !ok {
+		dir = tb.TempDir()
+		stateDirs.of[tb.Name()] = dir
+		tb.Cleanup(func() {
+			stateDirs.Lock()
+			defer stateDirs.Unlock()
+			delete(stateDirs.of, tb.Name())
+		})
+	}
+	return dir
+}
+
+var stateDirs struct {
+	sync.Mutex
+	of map[string]string // by test
 }
 
 // result is what a finished command left.
@@ -124,7 +173,7 @@ func startDaemon(tb testing.TB, e *dockertest.Engine, args ...string) *daemon {
 
 func launchDaemon(tb testing.TB, cmd *exec.Cmd) *daemon {
 	tb.Helper()
-	cmd.Args = append(cmd.Args, "--log-format", "json", "--log-level", "debug", "--state-dir", tb.TempDir())
+	cmd.Args = append(cmd.Args, "--log-format", "json", "--log-level", "debug")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		tb.Fatal(err)

@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"net"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -267,4 +268,99 @@ func forward(tb testing.TB, socket string) (host string) {
 		}
 	}()
 	return "tcp://" + l.Addr().String()
+}
+
+// On a host that gives watcher less than it could use, the rest carries on.
+func TestHostsThatGiveLess(t *testing.T) {
+	e := dockertest.Shared(t)
+	for _, host := range []struct {
+		name string
+		less func(*exec.Cmd)
+		lost string // the source that is told as lost
+	}{
+		{name: "no process connector", lost: "process connector", less: func(cmd *exec.Cmd) {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+		}},
+		{name: "no pidfds", less: func(cmd *exec.Cmd) {
+			cmd.Env = append(cmd.Env, noPidfds+"=1")
+		}},
+	} {
+		t.Run(host.name, func(t *testing.T) {
+			cmd := program(t, "--docker-host", e.Host(), "--config", configFile(t, "[scan]\ninterval = \"1s\""))
+			host.less(cmd)
+			d := launchDaemon(t, cmd)
+			owner, alive, leaderless := processtest.StartOwner(t), processtest.StartOwner(t), processtest.StartOwner(t)
+			id := e.Run(t, dockertest.ContainerOptions{Labels: ownedBy(owner.Label())})
+			kept := e.Run(t, dockertest.ContainerOptions{Labels: ownedBy(alive.Label())})
+			tricky := e.Run(t, dockertest.ContainerOptions{Labels: ownedBy(leaderless.Label())})
+			d.knows(id)
+			d.knows(kept)
+			d.knows(tricky)
+			leaderless.LeaderGone()
+			owner.Kill()
+			d.event(watch.EventReaped, id)
+			if !e.Running(t, kept) || !e.Running(t, tricky) {
+				t.Error("the container of a living owner does not run any more")
+			}
+			leaderless.Exit()
+			d.event(watch.EventReaped, tricky)
+			lost := d.records(func(r record) bool { return r.text(watch.KeyEvent) == watch.EventSourceLost })
+			want := 0
+			if host.lost != "" {
+				want = 1
+			}
+			if len(lost) != want || want == 1 && lost[0].text(watch.KeySource) != host.lost {
+				t.Errorf("sources told as lost: %v, want %d: %s", lost, want, host.lost)
+			}
+		})
+	}
+}
+
+func TestASignalInTheMiddleOfRemovals(t *testing.T) {
+	e := dockertest.Shared(t)
+	d := startDaemon(t, e)
+	owner := processtest.StartOwner(t)
+	var ids []string
+	for range 12 {
+		ids = append(ids, e.Run(t, dockertest.ContainerOptions{Labels: ownedBy(owner.Label())}))
+	}
+	for _, id := range ids {
+		d.knows(id)
+	}
+	owner.Kill()
+	d.event(watch.EventReaped, d.waitFor("a first reap", func(r record) bool { return r.text(watch.KeyEvent) == watch.EventReaped }).text(watch.KeyID))
+	if code := d.stop(); code != exitDone {
+		t.Errorf("exit code %d, want %d", code, exitDone)
+	}
+	// All were begun when the signal came, so all are finished.
+	for _, id := range ids {
+		if e.Exists(t, id) {
+			t.Errorf("%s was begun and not finished", id)
+		}
+	}
+	d.waitFor("the end", func(r record) bool { return r.text(watch.KeyEvent) == watch.EventStopped })
+}
+
+func TestASecondSignalEndsAtOnce(t *testing.T) {
+	e := dockertest.Start(t)
+	d := startDaemon(t, e)
+	owner := processtest.StartOwner(t)
+	id := e.Run(t, dockertest.ContainerOptions{Labels: ownedBy(owner.Label())})
+	d.knows(id)
+	// A hung engine never answers, so the removal is under way until its deadline.
+	e.Pause(t)
+	owner.Kill()
+	d.event(watch.EventOwnerExited, id)
+	d.signal(syscall.SIGTERM)
+	d.waitFor("that it is ending", func(r record) bool { return r.text("msg") == "ending" })
+	d.signal(syscall.SIGTERM)
+	if code := d.wait(); code != exitSignal+int(syscall.SIGTERM) {
+		t.Errorf("exit code %d, want that of an end by the second SIGTERM", code)
+	}
+	e.Resume(t)
+	// What was begun is on record.
+	if r := on(t, e, "--once"); r.code != exitDone {
+		t.Errorf("--once exits %d: %s", r.code, r.stderr)
+	}
+	e.WaitGone(t, id)
 }

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unsafe"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -36,7 +35,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if withoutPidfds() {
-		filter(unix.SYS_PIDFD_OPEN, unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS), unix.SECCOMP_FILTER_FLAG_TSYNC)
+		must(processtest.WithoutPidfds())
 	}
 	code := m.Run()
 	if err := goleak.Find(); err != nil && code == 0 {
@@ -81,28 +80,12 @@ func must(err error) {
 	}
 }
 
-// filter has seccomp(2) answer one system call with a verdict, in this thread or, with TSYNC, in all.
-func filter(call, verdict uint32, flags uintptr) {
-	must(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-	program := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // seccomp_data.nr
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jf: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: verdict},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
-	}
-	fprog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&fprog))); errno != 0 {
-		panic(errno)
-	}
-	runtime.KeepAlive(program)
-}
-
 // killThread has the kernel end one thread of this process with SIGSYS, and returns when it has.
 func killThread() {
 	started := make(chan int)
 	go func() {
 		runtime.LockOSThread()
-		filter(unix.SYS_GETPGID, unix.SECCOMP_RET_KILL_THREAD, 0)
+		must(processtest.Filter(unix.SYS_GETPGID, unix.SECCOMP_RET_KILL_THREAD, 0))
 		started <- unix.Gettid()
 		// Not a raw system call: the runtime must know that this thread is busy, or it waits for it for ever.
 		_, _, _ = unix.Syscall(unix.SYS_GETPGID, 0, 0, 0)

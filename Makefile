@@ -48,7 +48,7 @@ uninstall:
 engine:
 	.ci/packages docker.io iptables
 testdeps:
-	.ci/packages docker.io iptables iproute2 systemd systemd-container
+	.ci/packages docker.io iptables iproute2 systemd python3 nodejs
 
 .PHONY: demo
 demo: engine build

@@ -14,8 +14,10 @@ const dieWait = 2 * time.Second
 
 // A Plan is what is to be done now. It is a value: to carry it out or only to print it is the caller's choice.
 type Plan struct {
-	Judged []Judged // a verdict for each sandbox that was due, in order
-	Steps  []Step   // in the order in which to take them: all stops before the first removal (R3)
+	Judged     []Judged   // a verdict for each sandbox that was due, in order
+	Steps      []Step     // in the order in which to take them: all stops before the first removal (R3)
+	SecondLook bool       // a full scan is due, for those that were braked before
+	Braked     []watch.ID // to be looked at a second time before anything is done to them (R7)
 }
 
 // Judged is one sandbox with its judgement.
@@ -35,30 +37,79 @@ type Step struct {
 // steps that it takes back into p, and settles what was judged.
 func (pol Policy) Decide(p *watch.Picture, now time.Time) Plan {
 	var plan Plan
-	var removals []Step
 	for _, id := range p.Due() {
+		plan.Judged = append(plan.Judged, Judged{id, pol.Judge(p, p.Entry(id), now)})
+	}
+	pol.brake(p, &plan, now)
+	var removals []Step
+	for i := range plan.Judged {
+		id, j := plan.Judged[i].ID, &plan.Judged[i].Judgement
 		e := p.Entry(id)
-		j := pol.Judge(p, e, now)
 		if j.Verdict == Reap || j.Reason == Retrying {
-			do, at := pol.nextStep(e)
+			do, at := pol.nextStep(p, e)
 			switch {
 			case do == watch.NoStep:
 			case now.Before(at):
 				j.Next = earlier(j.Next, at)
-			case do == watch.Remove:
+			case do >= watch.Record:
 				removals = append(removals, Step{id, do, j.Reason})
 			default:
 				plan.Steps = append(plan.Steps, Step{id, do, j.Reason})
 			}
 		}
-		plan.Judged = append(plan.Judged, Judged{id, j})
 	}
 	plan.Steps = append(plan.Steps, removals...)
 	return plan
 }
 
+// brake sets back what is to be reaped by inference, if it is more than a burst: so many at once are more likely our
+// mistake than their orphanhood. They are reaped when a full scan that was begun after the grace still says so. What an
+// owner's own evidence condemns is never braked.
+func (pol Policy) brake(p *watch.Picture, plan *Plan, now time.Time) {
+	var inferred []*Judged
+	for i := range plan.Judged {
+		j := &plan.Judged[i]
+		if j.Verdict == Reap && j.Inferred && !pol.confirmed(p, p.Entry(j.ID)) {
+			inferred = append(inferred, j)
+		}
+	}
+	for _, j := range inferred {
+		e := p.Entry(j.ID)
+		if len(inferred) <= pol.Burst && e.Braked.IsZero() {
+			continue
+		}
+		since := e.Braked
+		if since.IsZero() {
+			since = now
+			plan.Braked = append(plan.Braked, j.ID)
+		}
+		j.Verdict, j.Reason = Wait, TooYoung
+		j.Detail = "so many would be reaped by inference at once that all are looked at again first"
+		j.Next = time.Time{}
+		if again := since.Add(pol.Grace); now.Before(again) {
+			j.Next = again
+		} else {
+			plan.SecondLook = true
+		}
+	}
+}
+
+// confirmed reports whether a full scan has been made since a sandbox was set back and the grace was over.
+func (pol Policy) confirmed(p *watch.Picture, e *watch.Entry) bool {
+	return !e.Braked.IsZero() && !p.Listed(e.ID.Kind).Before(e.Braked.Add(pol.Grace))
+}
+
 // nextStep says which step of a reap comes next and when. NoStep means that the next move is not ours.
-func (pol Policy) nextStep(e *watch.Entry) (do watch.Step, at time.Time) {
+func (pol Policy) nextStep(p *watch.Picture, e *watch.Entry) (do watch.Step, at time.Time) {
+	do, at = pol.stepAfter(e)
+	if do == watch.Remove && !p.Present(e.ID.Kind) {
+		// An attempt that is sure to fail is no attempt. The return of the system makes the removal due.
+		return watch.NoStep, time.Time{}
+	}
+	return do, at
+}
+
+func (pol Policy) stepAfter(e *watch.Entry) (do watch.Step, at time.Time) {
 	pr := &e.Progress
 	if pr.InFlight {
 		return watch.NoStep, time.Time{}
@@ -70,7 +121,7 @@ func (pol Policy) nextStep(e *watch.Entry) (do watch.Step, at time.Time) {
 	case watch.NoStep:
 		switch {
 		case !stoppable:
-			return watch.Remove, time.Time{}
+			return watch.Record, time.Time{}
 		case e.Terms.StopTimeout > 0:
 			return watch.Terminate, time.Time{}
 		default:
@@ -78,20 +129,25 @@ func (pol Policy) nextStep(e *watch.Entry) (do watch.Step, at time.Time) {
 		}
 	case watch.Terminate:
 		switch {
-		case pr.Err != nil || !e.State.Runs():
-			return watch.Remove, time.Time{}
-		case !pr.Stopped.IsZero():
-			return watch.Remove, pr.Stopped.Add(dieWait)
+		case pr.Err != nil || !e.State.Runs() || !pr.Stopped.IsZero():
+			return watch.Record, time.Time{}
 		case !stoppable:
-			return watch.Remove, pr.StepAt.Add(e.Terms.StopTimeout) // it was promised this long
+			return watch.Record, pr.StepAt.Add(e.Terms.StopTimeout) // it was promised this long
 		default:
 			return watch.Kill, pr.StepAt.Add(e.Terms.StopTimeout)
 		}
 	case watch.Kill:
-		if pr.Err != nil || !e.State.Runs() {
+		return watch.Record, time.Time{}
+	case watch.Record:
+		// Whether it could be recorded or not: a full disk must not keep an orphan alive.
+		if !e.State.Runs() || pr.SignalAt.IsZero() {
 			return watch.Remove, time.Time{}
 		}
-		return watch.Remove, pr.StepAt.Add(dieWait)
+		stopped := pr.SignalAt
+		if pr.Stopped.After(stopped) {
+			stopped = pr.Stopped
+		}
+		return watch.Remove, stopped.Add(dieWait)
 	default:
 		return watch.Remove, pr.StepAt.Add(pol.delay(e.ID, pr.Attempts))
 	}

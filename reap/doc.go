@@ -15,4 +15,8 @@
 //	R5  A reap that was begun is carried on until the sandbox is gone: failures are retried, first with growing delays
 //	    and then slowly for ever. After an interrupt nothing new is begun, and what was begun has [DrainFor] to finish.
 //	R6  The loop never waits: not for an engine, not for the log, not for a reader of its results.
+//	R7  What is to be reaped by inference, more than a burst at a time, is looked at twice, by a fresh scan, first. What
+//	    an owner's own evidence condemns is never set back.
+//	R8  Before the first step that destroys evidence, the reap is recorded durably, unless the disk refuses; its record
+//	    goes when the sandbox is gone. What is on record is taken up at the start, before anything else.
 package reap

@@ -6,22 +6,20 @@ import (
 	"watcher/watch"
 )
 
-// An Inbox takes events from any number of goroutines and hands them to the one that owns the picture. It never blocks
-// a sender and never drops a fact. What it can hold is bounded by what happens to the sandboxes that are watched:
-// sources leave out everything else. The zero Inbox is not usable; see [NewInbox].
-type Inbox struct {
+// A mailbox takes values from any number of goroutines and hands them to one. It never blocks a sender and never drops
+// a value.
+type mailbox[T any] struct {
 	mu     sync.Mutex
-	events []watch.Event
+	values []T
 	ready  chan struct{}
 }
 
-// NewInbox returns an empty inbox.
-func NewInbox() *Inbox { return &Inbox{ready: make(chan struct{}, 1)} }
+func newMailbox[T any]() *mailbox[T] { return &mailbox[T]{ready: make(chan struct{}, 1)} }
 
-// Post adds events, which will be read together. It is safe for concurrent use.
-func (b *Inbox) Post(events ...watch.Event) {
+// Post adds values, which will be read together. It is safe for concurrent use.
+func (b *mailbox[T]) Post(values ...T) {
 	b.mu.Lock()
-	b.events = append(b.events, events...)
+	b.values = append(b.values, values...)
 	b.mu.Unlock()
 	select {
 	case b.ready <- struct{}{}:
@@ -30,13 +28,20 @@ func (b *Inbox) Post(events ...watch.Event) {
 }
 
 // Ready yields a value when there may be something to take.
-func (b *Inbox) Ready() <-chan struct{} { return b.ready }
+func (b *mailbox[T]) Ready() <-chan struct{} { return b.ready }
 
-// Take returns all events posted since the last call, in order.
-func (b *Inbox) Take() []watch.Event {
+// Take returns all values posted since the last call, in order.
+func (b *mailbox[T]) Take() []T {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	events := b.events
-	b.events = nil
-	return events
+	values := b.values
+	b.values = nil
+	return values
 }
+
+// An Inbox is the mailbox of the goroutine that owns the picture. What it can hold is bounded by what happens to the
+// sandboxes that are watched: sources leave out everything else. Create it with [NewInbox].
+type Inbox struct{ *mailbox[watch.Event] }
+
+// NewInbox returns an empty inbox.
+func NewInbox() *Inbox { return &Inbox{newMailbox[watch.Event]()} }

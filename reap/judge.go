@@ -51,11 +51,12 @@ const (
 
 // A Judgement is the verdict on one sandbox at one moment.
 type Judgement struct {
-	Verdict Verdict
-	Reason  Reason
-	Owner   watch.Life // as far as it counts: a PID of another namespace is Unknown whoever holds it here
-	Detail  string     // what a person would want to know besides
-	Next    time.Time  // when to judge again although nothing happened; zero: never
+	Verdict  Verdict
+	Reason   Reason
+	Inferred bool       // nobody said it of this very sandbox: the brake applies
+	Owner    watch.Life // as far as it counts: a PID of another namespace is Unknown whoever holds it here
+	Detail   string     // what a person would want to know besides
+	Next     time.Time  // when to judge again although nothing happened; zero: never
 }
 
 // A Policy holds the numbers that verdicts and plans depend on.
@@ -64,17 +65,21 @@ type Policy struct {
 	Attempts int           // removals that may fail before it is said that the sandbox was given up on
 	Base     time.Duration // delay after the first failed removal; doubles with each further one
 	Cap      time.Duration // the longest delay
+	Alarm    int           // more sandboxes of one rule than this are told
+	Burst    int           // more inferred reaps at a time than this are looked at twice
 }
 
 // DefaultPolicy is the policy of a host without a configuration.
 func DefaultPolicy() Policy {
-	return Policy{Grace: 2 * time.Second, Attempts: 8, Base: time.Second, Cap: 5 * time.Minute}
+	return Policy{Grace: 2 * time.Second, Attempts: 8, Base: time.Second, Cap: 5 * time.Minute, Alarm: 10, Burst: 20}
 }
 
 // Judge says what is to happen to the sandbox of e. Evidence about the owner comes before age, since it explains more.
 func (pol Policy) Judge(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
 	j := pol.judgeTerms(p, e, now)
 	switch {
+	case p.Dropped(e.ID):
+		return Judgement{Reason: Pinned, Detail: "an operator dropped it from the dead letters"}
 	case e.Progress.Begun.IsZero():
 		return j
 	case e.Progress.Attempts > 0 && !e.Progress.InFlight:
@@ -82,7 +87,7 @@ func (pol Policy) Judge(p *watch.Picture, e *watch.Entry, now time.Time) Judgeme
 		j.Detail = fmt.Sprintf("%s: attempt %d failed: %v", e.Progress.Reason, e.Progress.Attempts, e.Progress.Err)
 	default:
 		// What was begun is carried on, also if an owner container has come back: the sandbox's code is dead (R5).
-		j.Verdict, j.Reason = Reap, Reason(e.Progress.Reason)
+		j.Verdict, j.Reason, j.Inferred = Reap, Reason(e.Progress.Reason), false
 	}
 	j.Next = time.Time{}
 	return j
@@ -96,14 +101,26 @@ func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Ju
 		return Judgement{Reason: BadLabel, Detail: e.Terms.Fault}
 	}
 	j := pol.judgeOwner(p, e, now)
-	if j.Verdict == Reap || e.Terms.TTL == 0 || e.Created.IsZero() { // of unknown age is not old
+	if j.Verdict == Reap || e.Created.IsZero() { // of unknown age is not old
 		return j
 	}
-	end := e.Created.Add(e.Terms.TTL)
-	if !now.Before(end) {
-		return Judgement{Verdict: Reap, Reason: Expired, Owner: j.Owner, Detail: "time to live of " + e.Terms.TTL.String() + " is over"}
+	for _, age := range []struct {
+		most     time.Duration
+		name     string
+		inferred bool
+	}{{e.Terms.TTL, "time to live", false}, {e.Terms.MaxAge, "greatest age by its rule", true}} {
+		if age.most == 0 {
+			continue
+		}
+		end := e.Created.Add(age.most)
+		if !now.Before(end) {
+			return Judgement{
+				Verdict: Reap, Reason: Expired, Owner: j.Owner, Inferred: age.inferred,
+				Detail: age.name + " of " + age.most.String() + " is over",
+			}
+		}
+		j.Next = earlier(j.Next, end)
 	}
-	j.Next = earlier(j.Next, end)
 	return j
 }
 

@@ -45,12 +45,14 @@ type Config struct {
 	Workers   int           // how many removals may run at once
 	Timeout   time.Duration // how long one removal may take
 	Rescan    func()        // asks for a full scan
+	Docket    *Docket       // optional: without one, what is begun is forgotten at the end
 
 	DryRun   bool             // only say what would be done
 	Once     bool             // return when a scan has been carried through
 	Each     func(Status)     // optional: told the state of things after every pass of the loop
 	Pulse    time.Duration    // if not 0: make a pass at least this often, for a watchdog that Each feeds
 	Reported func(e Reported) // optional: told the end of every reap
+	Boundary func(Boundary)   // optional: called at each boundary, from any goroutine
 }
 
 // Status counts what the loop has before it.
@@ -60,6 +62,8 @@ type Status struct {
 	Open      int // reaps begun and not finished
 	Reaped    int // since the start
 	Failed    int // removals that failed, since the start
+	GaveUp    int // reaps among the open ones that are only tried now and then
+	Alarm     bool
 }
 
 // Reported is the end of a reap, or of one attempt at it.
@@ -72,15 +76,19 @@ type Reported struct {
 // A Loop is the one goroutine that owns the picture. Create it with [NewLoop].
 type Loop struct {
 	Config
-	verdicts map[watch.ID]Judgement // the latest, so that only a change is told
-	open     map[watch.ID]struct{}  // reaps begun
-	queue    []Step                 // removals that wait for a worker
-	running  int                    // removals under way
-	status   Status
-	lost     map[string]bool // sources that have lost events and not come back
-	unshared map[watch.Kind]bool
-	ended    bool  // a scan has ended since the start
-	unseen   error // what the latest scan could not list
+	verdicts  map[watch.ID]Judgement // the latest, so that only a change is told
+	open      map[watch.ID]*Case     // reaps begun
+	dropped   map[watch.ID]struct{}  // given up by an operator
+	desk      *mailbox[func() watch.Event]
+	filing    int    // changes to the docket under way
+	queue     []Step // removals that wait for a worker
+	running   int    // removals under way
+	status    Status
+	lost      map[string]bool // sources that have lost events and not come back
+	unshared  map[watch.Kind]bool
+	ended     bool  // a scan has ended since the start
+	undurable bool  // the docket could not be written
+	unseen    error // what the latest scan could not list
 }
 
 // NewLoop returns a loop that has not run yet.
@@ -88,7 +96,9 @@ func NewLoop(c Config) *Loop {
 	return &Loop{
 		Config:   c,
 		verdicts: map[watch.ID]Judgement{},
-		open:     map[watch.ID]struct{}{},
+		open:     map[watch.ID]*Case{},
+		dropped:  map[watch.ID]struct{}{},
+		desk:     newMailbox[func() watch.Event](),
 		lost:     map[string]bool{},
 		unshared: map[watch.Kind]bool{},
 	}
@@ -101,6 +111,8 @@ func (l *Loop) Run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 
+	go l.runClerk(work)
+	l.resume()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	interrupted := ctx.Done()
@@ -112,8 +124,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-interrupted:
 			interrupted = nil
 			closing = time.After(DrainFor)
+			l.Log.Info("ending", "open", len(l.open), "within", DrainFor)
 		case <-closing:
-			return l.abandon(ctx)
+			return l.abandon()
 		}
 		now := time.Now()
 		for _, ev := range l.Inbox.Take() {
@@ -139,6 +152,12 @@ func (l *Loop) Run(ctx context.Context) error {
 func (l *Loop) Status() Status {
 	l.status.Sandboxes = l.Picture.Len()
 	l.status.Open = len(l.open)
+	l.status.GaveUp = 0
+	for _, c := range l.open {
+		if c.GaveUp {
+			l.status.GaveUp++
+		}
+	}
 	return l.status
 }
 
@@ -160,16 +179,22 @@ func (l *Loop) pause(now time.Time) time.Duration {
 	return d
 }
 
-// busy reports whether a reap is between its first step and the result of a removal. A reap whose removal failed waits
-// for its next attempt, and that can be in minutes.
+// busy reports whether a reap is between its first step and the result of a removal. One whose removal failed waits for
+// its next attempt, and one whose system is away for its return; both can be long, and both are on record.
 func (l *Loop) busy() bool {
+	if l.DryRun {
+		return false
+	}
 	for id := range l.open {
 		e := l.Picture.Entry(id)
-		if e != nil && (e.Progress.InFlight || e.Progress.Step != watch.Remove) {
+		if e == nil {
+			continue
+		}
+		if do, _ := l.Policy.nextStep(l.Picture, e); e.Progress.InFlight || e.Progress.Attempts == 0 && do != watch.NoStep {
 			return true
 		}
 	}
-	return l.running > 0
+	return l.running > 0 || l.filing > 0
 }
 
 // fold takes one event into the picture and tells what is worth telling about it.
@@ -187,6 +212,9 @@ func (l *Loop) fold(ev watch.Event) {
 		l.listFailed(ev)
 	case watch.Listed:
 		l.sourceBack(listOf(ev.Kind))
+	case watch.LookFailed:
+		l.Log.Debug("could not look at a sandbox", watch.KeyKind, string(ev.ID.Kind), watch.KeyID, ev.ID.Name, watch.KeyError, ev.Err)
+		l.Rescan()
 	case watch.SourceLost:
 		l.sourceLost(ev.Source, ev.Err)
 		l.Owners.Check()
@@ -196,6 +224,8 @@ func (l *Loop) fold(ev watch.Event) {
 		l.Rescan()
 	case watch.NamespaceSeen:
 		l.namespace(ev)
+	case watch.RecordKept:
+		l.filed(ev.Err)
 	case watch.StepEnded:
 		l.stepEnded(ev)
 		return
@@ -211,19 +241,29 @@ func (l *Loop) apply(ev watch.Event) {
 	}
 	for _, e := range l.Picture.Apply(ev) {
 		delete(l.verdicts, e.ID)
-		if _, ok := l.open[e.ID]; !ok {
+		if l.open[e.ID] == nil || l.DryRun {
 			continue
 		}
-		delete(l.open, e.ID)
+		l.finish(e.ID)
 		l.status.Reaped++
 		l.tellReaped(e, at)
 		l.report(e, nil)
 	}
+	l.pickUp()
 }
 
 func (l *Loop) stepEnded(ev watch.StepEnded) {
-	if ev.Step == watch.Remove {
+	switch ev.Step {
+	case watch.Remove:
 		l.running--
+	case watch.Record:
+		l.filed(ev.Err)
+	}
+	if errors.Is(ev.Err, errDropped) {
+		delete(l.open, ev.ID)
+		l.dropped[ev.ID] = struct{}{}
+		l.apply(watch.CaseDropped{ID: ev.ID})
+		return
 	}
 	l.apply(ev)
 	e := l.Picture.Entry(ev.ID)
@@ -233,9 +273,10 @@ func (l *Loop) stepEnded(ev watch.StepEnded) {
 		l.apply(watch.SandboxGone{ID: ev.ID, At: ev.At})
 	case ev.Err != nil && ev.Step == watch.Remove:
 		l.status.Failed++
+		l.update(e)
 		l.tellFailed(e, ev.Err)
 		l.report(e, ev.Err)
-	case ev.Err != nil:
+	case ev.Err != nil && ev.Step != watch.Record:
 		l.Log.Debug("could not signal the sandbox's init, its system will end it", l.about(e, watch.KeyError, ev.Err)...)
 	}
 }
@@ -258,22 +299,41 @@ func (l *Loop) resolve() {
 func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
 	var ended []watch.Event
 	for _, step := range plan.Steps {
-		if _, begun := l.open[step.ID]; l.DryRun || closing && !begun {
+		begun := l.open[step.ID] != nil
+		if l.DryRun || closing && !begun {
 			continue
 		}
-		l.open[step.ID] = struct{}{}
-		l.apply(watch.StepBegun{ID: step.ID, Step: step.Do, Reason: string(step.Reason), At: time.Now()})
-		if step.Do == watch.Remove {
+		now := time.Now()
+		if !begun {
+			l.open[step.ID] = newCase(l.Picture.Entry(step.ID), step, now)
+		}
+		l.apply(watch.StepBegun{ID: step.ID, Step: step.Do, Reason: string(step.Reason), At: now})
+		switch step.Do {
+		case watch.Remove:
 			l.queue = append(l.queue, step)
-			continue
+		case watch.Record:
+			l.record(step.ID)
+		default:
+			err := l.Platforms[step.ID.Kind].Stop(step.ID, step.Do)
+			l.open[step.ID].Steps[0].Done = err == nil
+			ended = append(ended, watch.StepEnded{ID: step.ID, Step: step.Do, Err: err, At: time.Now()})
+			l.boundary(BoundaryStopped)
 		}
-		err := l.Platforms[step.ID.Kind].Stop(step.ID, step.Do)
-		ended = append(ended, watch.StepEnded{ID: step.ID, Step: step.Do, Err: err, At: time.Now()})
+	}
+	for _, id := range plan.Braked {
+		l.apply(watch.Braked{ID: id, At: time.Now()})
+	}
+	if len(plan.Braked) > 0 {
+		l.tellBrake(len(plan.Braked))
+	}
+	if plan.SecondLook {
+		l.Rescan()
 	}
 	for _, j := range plan.Judged {
 		l.tellVerdict(j)
 		l.Picture.Settle(j.ID, j.Next)
 	}
+	l.tellAlarm()
 	for _, ev := range ended {
 		l.fold(ev)
 	}
@@ -292,20 +352,20 @@ func (l *Loop) dispatch(ctx context.Context) {
 		go func() {
 			ctx, cancel := context.WithTimeout(ctx, l.Timeout)
 			defer cancel()
-			err := l.Platforms[id.Kind].Remove(ctx, id)
+			err := l.remove(ctx, id)
 			l.Inbox.Post(watch.StepEnded{ID: id, Step: watch.Remove, Err: err, At: time.Now()})
 		}()
 	}
 }
 
 // abandon says what an interrupt leaves unfinished.
-func (l *Loop) abandon(ctx context.Context) error {
+func (l *Loop) abandon() error {
 	for id := range l.open {
 		if e := l.Picture.Entry(id); e != nil {
 			l.Log.Error("not finished before the end", l.about(e, watch.KeyEvent, watch.EventReapFailed, watch.KeyReason, e.Progress.Reason)...)
 		}
 	}
-	return errors.Join(ctx.Err(), ErrUnfinished)
+	return ErrUnfinished
 }
 
 // ErrUnfinished says that the loop ended with removals under way.

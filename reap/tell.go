@@ -95,7 +95,39 @@ func (l *Loop) tellScan(ev watch.ScanEnded) {
 	if ev.Failed == 0 && !l.status.Scanned {
 		level = slog.LevelInfo
 	}
-	l.Log.Log(context.Background(), level, "scanned", watch.KeyEvent, watch.EventScan, "sandboxes", l.Picture.Len(), "open", len(l.open), "lists_failed", ev.Failed)
+	l.Log.Log(context.Background(), level, "scanned", watch.KeyEvent, watch.EventScan, watch.KeySandboxes, l.Picture.Len(), "open", len(l.open), "lists_failed", ev.Failed)
+}
+
+// tellDocket tells that the docket cannot be written, and that it can again. Reaping goes on without: a container keeps
+// its labels until it is gone, so after a crash a scan finds it again.
+func (l *Loop) tellDocket(err error) {
+	switch {
+	case err != nil && !l.undurable:
+		l.Log.Error("cannot write the docket; reaps go on, but would not be remembered in a crash",
+			watch.KeyEvent, watch.EventDocketFailed, watch.KeyError, err)
+	case err == nil && l.undurable:
+		l.Log.Info("the docket can be written again")
+	}
+	l.undurable = err != nil
+}
+
+// tellAlarm tells, once per crossing, that there are more sandboxes of a rule than there should be.
+func (l *Loop) tellAlarm() {
+	n := l.Picture.Len()
+	if alarm := n > l.Policy.Alarm; alarm != l.status.Alarm {
+		l.status.Alarm = alarm
+		attrs := []any{watch.KeyEvent, watch.EventAlarm, watch.KeyRule, RuleLabels, watch.KeySandboxes, n, watch.KeyThreshold, l.Policy.Alarm}
+		if alarm {
+			l.Log.Warn("more sandboxes than there should be", attrs...)
+		} else {
+			l.Log.Info("no more sandboxes than there should be", attrs...)
+		}
+	}
+}
+
+func (l *Loop) tellBrake(n int) {
+	l.Log.Warn("so many sandboxes would be reaped by inference at once that they are looked at again first",
+		watch.KeyEvent, watch.EventHeld, watch.KeyReason, string(TooYoung), watch.KeySandboxes, n, "burst", l.Policy.Burst)
 }
 
 func listOf(kind watch.Kind) string { return "list of " + string(kind) + "s" }

@@ -24,6 +24,13 @@ type (
 		Err  error
 	}
 
+	// LookFailed says that a sandbox changed and could not be looked at. Nothing follows from it, but a full scan must.
+	LookFailed struct {
+		ID  ID
+		At  time.Time
+		Err error
+	}
+
 	// SandboxSeen is one sandbox looked at by itself.
 	SandboxSeen struct {
 		Sandbox Sandbox
@@ -85,6 +92,7 @@ type (
 	// SourceLost says that a source of events lost some, or stopped. A full scan must follow.
 	SourceLost struct {
 		Source string
+		Kind   Kind // "" if the source is not the system of a kind of sandbox
 		Err    error
 		At     time.Time
 	}
@@ -95,6 +103,30 @@ type (
 		Source string
 		Kind   Kind // "" if the source is not the system of a kind of sandbox
 		At     time.Time
+	}
+
+	// CaseResumed is a reap that was begun before we were, as the docket has it. The sandbox need not have been seen yet.
+	CaseResumed struct {
+		Sandbox  Sandbox // as far as it was recorded
+		Reason   string
+		Begun    time.Time
+		Attempts int
+		Err      error
+	}
+
+	// CaseDropped says that an operator gave a sandbox up: it is kept from now on.
+	CaseDropped struct{ ID ID }
+
+	// Braked says that a sandbox is not reaped before it has been looked at again.
+	Braked struct {
+		ID ID
+		At time.Time
+	}
+
+	// RecordKept is the result of a change to the docket other than a Record step.
+	RecordKept struct {
+		ID  ID
+		Err error
 	}
 
 	// StepBegun says that a step of a reap has been handed to whoever carries it out.
@@ -117,6 +149,7 @@ type (
 func (TimePassed) isEvent()    {}
 func (Listed) isEvent()        {}
 func (ListFailed) isEvent()    {}
+func (LookFailed) isEvent()    {}
 func (SandboxSeen) isEvent()   {}
 func (SandboxGone) isEvent()   {}
 func (InitExited) isEvent()    {}
@@ -127,6 +160,10 @@ func (ScanBegun) isEvent()     {}
 func (ScanEnded) isEvent()     {}
 func (SourceLost) isEvent()    {}
 func (SourceBack) isEvent()    {}
+func (CaseResumed) isEvent()   {}
+func (CaseDropped) isEvent()   {}
+func (Braked) isEvent()        {}
+func (RecordKept) isEvent()    {}
 func (StepBegun) isEvent()     {}
 func (StepEnded) isEvent()     {}
 
@@ -138,6 +175,7 @@ const (
 	NoStep    Step = iota
 	Terminate      // ask its first process to end
 	Kill           // end its first process
+	Record         // note in the docket, durably, that it is being reaped
 	Remove         // remove it and what it leaves
 )
 
@@ -147,6 +185,8 @@ func (s Step) String() string {
 		return "terminate"
 	case Kill:
 		return "kill"
+	case Record:
+		return "record"
 	case Remove:
 		return "remove"
 	default:

@@ -12,7 +12,9 @@ type Picture struct {
 	sandboxes  map[ID]*Entry
 	gone       map[ID]time.Time   // what went since the latest list was asked for, so that it is not brought back (W4)
 	listed     map[Kind]time.Time // when the latest list was asked for: what it lacks is not brought back by older facts
+	dropped    map[ID]struct{}
 	namespaces map[Kind]NamespaceSeen
+	present    map[Kind]bool              // the kind's system can be reached
 	claimants  map[string]map[ID]struct{} // sandboxes by what their claims name: a PID or a container reference
 	agenda     agenda
 
@@ -25,8 +27,10 @@ func NewPicture(boot string) *Picture {
 		boot:       boot,
 		sandboxes:  map[ID]*Entry{},
 		gone:       map[ID]time.Time{},
-		listed:     map[Kind]time.Time{},
+		dropped:    map[ID]struct{}{},
 		namespaces: map[Kind]NamespaceSeen{},
+		present:    map[Kind]bool{},
+		listed:     map[Kind]time.Time{},
 		claimants:  map[string]map[ID]struct{}{},
 		agenda:     newAgenda(),
 	}
@@ -38,6 +42,7 @@ type Entry struct {
 	Asked    time.Time // how fresh Sandbox is
 	Owner    Owner
 	Progress Progress
+	Braked   time.Time // when it was set back for a second look; zero: it was not
 }
 
 // An Owner is a claim and what became known of it.
@@ -59,6 +64,7 @@ type Progress struct {
 	Reason   string
 	Step     Step // the latest step begun
 	StepAt   time.Time
+	SignalAt time.Time // when its init was last signalled
 	InFlight bool      // its result is outstanding
 	Stopped  time.Time // when the sandbox's init was seen dead
 	Attempts int       // removals that failed
@@ -76,6 +82,18 @@ func (p *Picture) IDs() []ID { return slices.SortedFunc(maps.Keys(p.sandboxes), 
 
 // Len is the number of sandboxes.
 func (p *Picture) Len() int { return len(p.sandboxes) }
+
+// Present reports whether the system of a kind of sandbox can be reached. Until a [SourceBack] says so it cannot.
+func (p *Picture) Present(kind Kind) bool { return p.present[kind] }
+
+// Listed is when the latest list of a kind was asked for.
+func (p *Picture) Listed(kind Kind) time.Time { return p.listed[kind] }
+
+// Dropped reports whether an operator gave the sandbox up.
+func (p *Picture) Dropped(id ID) bool {
+	_, ok := p.dropped[id]
+	return ok
+}
 
 // Namespace says whether PIDs in claims of this kind's sandboxes can be judged here.
 func (p *Picture) Namespace(kind Kind) NamespaceSeen { return p.namespaces[kind] }
@@ -118,6 +136,7 @@ func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
 		p.see(ev.Sandbox, ev.Asked)
 	case SandboxGone:
 		p.gone[ev.ID] = ev.At
+		delete(p.dropped, ev.ID)
 		if e := p.forget(ev.ID); e != nil {
 			return []*Entry{e}
 		}
@@ -143,8 +162,19 @@ func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
 	case StepEnded:
 		p.applyStepEnded(ev)
 	case SourceBack:
+		p.present[ev.Kind] = true
 		p.retry(ev.Kind)
-	case ListFailed, ScanBegun, ScanEnded, SourceLost:
+	case SourceLost:
+		p.present[ev.Kind] = false
+	case CaseResumed:
+		p.applyCaseResumed(ev)
+	case CaseDropped:
+		p.applyCaseDropped(ev)
+	case Braked:
+		if e := p.sandboxes[ev.ID]; e != nil && e.Braked.IsZero() {
+			e.Braked = ev.At
+		}
+	case ListFailed, LookFailed, ScanBegun, ScanEnded, RecordKept:
 		// These say something about the watching, not about the watched (W5).
 	}
 	return nil
@@ -172,6 +202,7 @@ func (p *Picture) applyListed(ev Listed) (forgotten []*Entry) {
 	if p.listed[ev.Kind].Before(ev.Asked) {
 		p.listed[ev.Kind] = ev.Asked
 	}
+	maps.DeleteFunc(p.dropped, func(id ID, _ struct{}) bool { return id.Kind == ev.Kind && !listed[id] && p.sandboxes[id] == nil })
 	maps.DeleteFunc(p.gone, func(id ID, at time.Time) bool { return id.Kind == ev.Kind && at.Before(ev.Asked) })
 	return forgotten
 }
@@ -259,6 +290,9 @@ func (p *Picture) applyStepBegun(ev StepBegun) {
 	if pr.Begun.IsZero() {
 		pr.Begun, pr.Reason = ev.At, ev.Reason
 	}
+	if ev.Step == Terminate || ev.Step == Kill {
+		pr.SignalAt = ev.At
+	}
 	pr.Step, pr.StepAt, pr.InFlight, pr.Err = ev.Step, ev.At, true, nil
 }
 
@@ -269,19 +303,50 @@ func (p *Picture) applyStepEnded(ev StepEnded) {
 	}
 	pr := &e.Progress
 	pr.InFlight, pr.StepAt, pr.Err = false, ev.At, ev.Err
-	if ev.Step == Remove && ev.Err != nil {
+	switch {
+	case ev.Err == nil:
+	case ev.Step == Remove:
 		pr.Attempts++
+	case ev.Step == Terminate, ev.Step == Kill:
+		pr.SignalAt = time.Time{}
 	}
 	p.agenda.touch(ev.ID)
 }
 
-// retry makes every reap of a kind that waits for its next attempt due.
+// retry makes every reap of a kind due that waited for its system, or for its next attempt.
 func (p *Picture) retry(kind Kind) {
 	for id, e := range p.sandboxes {
-		if id.Kind == kind && e.Progress.Attempts > 0 && !e.Progress.InFlight {
-			e.Progress.StepAt = time.Time{}
-			p.agenda.touch(id)
+		if id.Kind != kind || e.Progress.Begun.IsZero() {
+			continue
 		}
+		if e.Progress.Attempts > 0 && !e.Progress.InFlight {
+			e.Progress.StepAt = time.Time{}
+		}
+		p.agenda.touch(id)
+	}
+}
+
+// applyCaseResumed takes up a reap where the docket has it: recorded, and nothing after that known to be done.
+func (p *Picture) applyCaseResumed(ev CaseResumed) {
+	e := p.sandboxes[ev.Sandbox.ID]
+	if e == nil {
+		e = &Entry{Sandbox: ev.Sandbox, Owner: Owner{Claim: ev.Sandbox.Terms.Owner}}
+		p.sandboxes[e.ID] = e
+		p.claim(e.ID, e.Owner.Claim)
+	}
+	e.Progress = Progress{Begun: ev.Begun, Reason: ev.Reason, Step: Record, Attempts: ev.Attempts, Err: ev.Err}
+	if ev.Attempts > 0 {
+		e.Progress.Step = Remove
+	}
+	p.agenda.touch(e.ID)
+}
+
+// applyCaseDropped ends a reap without its end.
+func (p *Picture) applyCaseDropped(ev CaseDropped) {
+	p.dropped[ev.ID] = struct{}{}
+	if e := p.sandboxes[ev.ID]; e != nil {
+		e.Progress = Progress{}
+		p.agenda.touch(ev.ID)
 	}
 }
 

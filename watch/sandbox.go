@@ -81,7 +81,8 @@ type Terms struct {
 	TTL         time.Duration // 0: none
 	StopTimeout time.Duration // 0: killed at once
 	Keep        bool
-	Fault       string // the first malformed label, in words; such a sandbox is kept
+	MaxAge      time.Duration // of a rule; 0: none. Unlike TTL nobody said it of this very sandbox, so it is inferred.
+	Fault       string        // the first malformed label, in words; such a sandbox is kept
 }
 
 // maxDuration bounds the durations in labels. Beyond a hundred years a number is a mistake, and adding it to a time

@@ -32,6 +32,12 @@ type config struct {
 		Base     duration `toml:"base"`
 		Cap      duration `toml:"cap"`
 	} `toml:"retry"`
+	Alarm struct {
+		Sandboxes int `toml:"sandboxes"`
+	} `toml:"alarm"`
+	Brake struct {
+		Burst int `toml:"burst"`
+	} `toml:"brake"`
 }
 
 func defaults() *config {
@@ -42,6 +48,8 @@ func defaults() *config {
 	c.Retry.Attempts = pol.Attempts
 	c.Retry.Base = duration(pol.Base)
 	c.Retry.Cap = duration(pol.Cap)
+	c.Alarm.Sandboxes = pol.Alarm
+	c.Brake.Burst = pol.Burst
 	return c
 }
 
@@ -51,6 +59,8 @@ func (c *config) policy() reap.Policy {
 		Attempts: c.Retry.Attempts,
 		Base:     time.Duration(c.Retry.Base),
 		Cap:      time.Duration(c.Retry.Cap),
+		Alarm:    c.Alarm.Sandboxes,
+		Burst:    c.Brake.Burst,
 	}
 }
 
@@ -98,6 +108,10 @@ func parseConfig(file string, text []byte) (*config, error) {
 	switch {
 	case c.Retry.Attempts < 1:
 		return nil, fmt.Errorf("%s: [retry] attempts = %d: want a number above zero", file, c.Retry.Attempts)
+	case c.Alarm.Sandboxes < 1:
+		return nil, fmt.Errorf("%s: [alarm] sandboxes = %d: want a number above zero", file, c.Alarm.Sandboxes)
+	case c.Brake.Burst < 0:
+		return nil, fmt.Errorf("%s: [brake] burst = %d: want a number, 0 for a second look at every one", file, c.Brake.Burst)
 	case c.Retry.Cap < c.Retry.Base:
 		return nil, fmt.Errorf("%s: [retry] cap %s is less than base %s", file, time.Duration(c.Retry.Cap), time.Duration(c.Retry.Base))
 	}

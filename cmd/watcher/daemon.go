@@ -15,6 +15,7 @@ import (
 	"watcher/platform/docker"
 	"watcher/platform/journal"
 	"watcher/platform/process"
+	"watcher/platform/statedir"
 	"watcher/platform/systemd"
 	"watcher/reap"
 	"watcher/watch"
@@ -39,12 +40,24 @@ func (o *options) openLog() (*slog.Logger, func(), error) {
 	}, nil
 }
 
+// boundary is nil but in tests, which have the program killed at one of them.
+var boundary func(reap.Boundary)
+
 // runDaemon watches and reaps until ctx ends.
 func (o *options) runDaemon(ctx context.Context) error {
 	c, err := o.load()
 	if err != nil {
 		return err
 	}
+	docket := o.docket()
+	if err := docket.Make(); err != nil {
+		return err
+	}
+	unlock, err := statedir.Lock(o.stateDirectory())
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	log, closeLog, err := o.openLog()
 	if err != nil {
 		return err
@@ -68,7 +81,7 @@ func (o *options) runDaemon(ctx context.Context) error {
 		Policy: c.policy(), Picture: watch.NewPicture(host.Boot()), Inbox: inbox, Owners: owners,
 		Platforms: map[watch.Kind]reap.Platform{engine.Kind(): engine},
 		Log:       log, Workers: removalsAtOnce(), Timeout: removeTimeout,
-		Rescan: scanner.Poke, DryRun: o.dryRun,
+		Rescan: scanner.Poke, Docket: docket, DryRun: o.dryRun, Boundary: boundary,
 		Each: unit.tell, Pulse: unit.interval,
 	})
 	log.Info("started", watch.KeyEvent, watch.EventStarted, "version", version, "engine", engine.Host(), "config", c.file, "dry_run", o.dryRun)
@@ -103,7 +116,7 @@ func (o *options) runDaemon(ctx context.Context) error {
 		log.Debug("could not tell systemd", watch.KeyError, err)
 	}
 	log.Info("stopped", watch.KeyEvent, watch.EventStopped)
-	if errors.Is(err, context.Canceled) && !errors.Is(err, reap.ErrUnfinished) {
+	if errors.Is(err, context.Canceled) {
 		return nil // as asked
 	}
 	return err
@@ -188,5 +201,12 @@ func statusLine(s reap.Status) string {
 	if !s.Scanned {
 		return "waiting for the first full scan"
 	}
-	return fmt.Sprintf("watching %d sandbox(es), %d being reaped, %d reaped, %d attempt(s) failed", s.Sandboxes, s.Open, s.Reaped, s.Failed)
+	line := fmt.Sprintf("watching %d sandbox(es), %d being reaped, %d reaped, %d attempt(s) failed", s.Sandboxes, s.Open, s.Reaped, s.Failed)
+	if s.GaveUp > 0 {
+		line += fmt.Sprintf(", %d given up (watcher failed)", s.GaveUp)
+	}
+	if s.Alarm {
+		line += "; ALARM: more sandboxes than there should be"
+	}
+	return line
 }

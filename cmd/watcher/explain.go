@@ -65,7 +65,7 @@ func find(p *watch.Picture, name string) (*watch.Entry, error) {
 func explain(w io.Writer, e *watch.Entry, j reap.Judgement, now time.Time) error {
 	var b strings.Builder
 	line := func(key, format string, args ...any) {
-		fmt.Fprintf(&b, "%-10s"+format+"\n", append([]any{key + ":"}, args...)...)
+		fmt.Fprintf(&b, "%-11s"+format+"\n", append([]any{key + ":"}, args...)...)
 	}
 	line(string(e.ID.Kind), "%s (%s)", e.ID.Name, e.Name)
 	line("image", "%s", e.Image)
@@ -77,6 +77,9 @@ func explain(w io.Writer, e *watch.Entry, j reap.Judgement, now time.Time) error
 	line("verdict", "%s, because %s", j.Verdict, j.Reason)
 	if j.Detail != "" {
 		line("that is", "%s", j.Detail)
+	}
+	if since := e.Owner.ExitedAt; j.Verdict == reap.Reap && !since.IsZero() {
+		line("since", "%s", since.Local().Format(time.RFC3339))
 	}
 	if !j.Next.IsZero() {
 		line("again", "judged again in %s, if nothing happens before", j.Next.Sub(now).Round(time.Second))
@@ -117,16 +120,15 @@ func evidence(e *watch.Entry, j reap.Judgement) []string {
 			said = append(said, "could not tell whether it lives")
 		}
 	default:
-		said = append(said, "no label names an owner")
+		if e.Terms.Fault == "" {
+			said = append(said, "no label names an owner")
+		}
 	}
 	if ttl := e.Terms.TTL; ttl > 0 {
 		said = append(said, fmt.Sprintf("label %s gives it %s, until %s", watch.LabelTTL, ttl, e.Created.Add(ttl).Local().Format(time.RFC3339)))
 	}
 	if e.Terms.Keep {
 		said = append(said, fmt.Sprintf("label %s pins it", watch.LabelKeep))
-	}
-	if e.Terms.Fault != "" {
-		said = append(said, "malformed: "+e.Terms.Fault)
 	}
 	return said
 }

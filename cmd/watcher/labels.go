@@ -14,14 +14,21 @@ import (
 
 func newLabelsCommand(o *options) *cobra.Command {
 	var pid int
+	var value bool
 	cmd := &cobra.Command{
 		Use:   "labels",
 		Short: "Print the label that names a process as the owner of a container",
 		Long: "Print the label that names a process as the owner of a container, for\n\n" +
 			"    docker run $(watcher labels) IMAGE\n\n" +
-			"The process is the one that called watcher, unless --pid names another.",
+			"The process is the one that called watcher, unless --pid names another. In $(…) that is the shell itself only if\n" +
+			"watcher stands there alone: a pipe or a second command makes the shell fork another, which dies at once.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !cmd.Flags().Changed("pid") {
+				if pid = os.Getppid(); pid == 0 {
+					return errors.New("the process that called watcher is in another PID namespace; its PID here is unknown")
+				}
+			}
 			if pid < 1 || pid > watch.MaxPID {
 				return usageError{fmt.Errorf("--pid %d: want a number from 1 to %d", pid, watch.MaxPID)}
 			}
@@ -45,10 +52,15 @@ func newLabelsCommand(o *options) *cobra.Command {
 				return fmt.Errorf("process %d: %w", pid, err)
 			}
 			defer handle.Close()
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "--label %s=%s\n", watch.LabelOwner, handle.Process().Label())
+			format := "--label " + watch.LabelOwner + "=%s\n"
+			if value {
+				format = "%s\n"
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), format, handle.Process().Label())
 			return err
 		},
 	}
-	cmd.Flags().IntVar(&pid, "pid", os.Getppid(), "the owner's `PID`")
+	cmd.Flags().IntVar(&pid, "pid", 0, "the owner's `PID` (default the caller's)")
+	cmd.Flags().BoolVar(&value, "value", false, "print the value of the label only, for compose files and SDKs")
 	return cmd
 }

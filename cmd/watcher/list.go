@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,6 +38,7 @@ func newListCommand(o *options) *cobra.Command {
 }
 
 func (o *options) write(w io.Writer, rows []row, withResult bool) error {
+	slices.SortFunc(rows, byKindAndName)
 	if o.output == asJSON {
 		return writeJSON(w, rows)
 	}
@@ -49,7 +51,7 @@ func (o *options) survey(ctx context.Context) (*pass, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := runPass(ctx, c, quiet(), true)
+	p, err := runPass(ctx, c, quiet(), o.docket(), true)
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -128,7 +127,6 @@ func useColor(w io.Writer) bool {
 }
 
 func writeTable(w io.Writer, rows []row, now time.Time, withResult bool) error {
-	slices.SortFunc(rows, byKindAndName)
 	paint := func(_, s string) string { return s }
 	if useColor(w) {
 		paint = func(color, s string) string { return color + s + reset }

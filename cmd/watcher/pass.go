@@ -40,7 +40,7 @@ type pass struct {
 
 // runPass scans once, and reaps what is to be reaped unless dry. The error is for what kept it from looking at all, or
 // for an interrupt.
-func runPass(ctx context.Context, c *config, log *slog.Logger, dry bool) (*pass, error) {
+func runPass(ctx context.Context, c *config, log *slog.Logger, docket *reap.Docket, dry bool) (*pass, error) {
 	host, err := process.NewHost(procRoot)
 	if err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func runPass(ctx context.Context, c *config, log *slog.Logger, dry bool) (*pass,
 		Policy: p.policy, Picture: p.picture, Inbox: inbox, Owners: owners,
 		Platforms: map[watch.Kind]reap.Platform{engine.Kind(): engine},
 		Log:       log, Workers: removalsAtOnce(), Timeout: removeTimeout,
-		Rescan: scanner.Poke, DryRun: dry, Once: true,
+		Rescan: scanner.Poke, Docket: docket, DryRun: dry, Once: true, Boundary: boundary,
 		Reported: func(r reap.Reported) { p.ends[r.Entry.ID] = r },
 	})
 
@@ -125,11 +125,17 @@ func (o *options) runOnce(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	docket := o.docket()
+	if !o.dryRun {
+		if err := docket.Make(); err != nil {
+			return err
+		}
+	}
 	log, closeLog, err := o.openLog()
 	if err != nil {
 		return err
 	}
-	p, err := runPass(ctx, c, log, o.dryRun)
+	p, err := runPass(ctx, c, log, docket, o.dryRun)
 	closeLog()
 	if err != nil {
 		return err

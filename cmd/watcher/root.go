@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"watcher/platform/docker"
 	"watcher/platform/journal"
 )
 
@@ -45,19 +47,20 @@ func newRootCommand() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SuggestionsMinimumDistance = 2
 
 	flags := root.PersistentFlags()
 	flags.StringVar(&o.config, "config", "", "configuration `FILE` (default "+defaultConfig+" where it exists)")
 	flags.StringVar(&o.dockerHost, "docker-host", "", "`URL` of the engine (default DOCKER_HOST, then the usual socket)")
 	flags.StringVar(&o.stateDir, "state-dir", "", "`DIR` for what must survive a restart (default STATE_DIRECTORY, then "+defaultStateDir+")")
-	flags.StringVar(&o.logFormat, "log-format", journal.Auto, "auto, text, json or journal")
-	flags.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	flags.StringVar(&o.logFormat, "log-format", journal.Auto, "`FORMAT`: auto, text, json or journal")
+	flags.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "`LEVEL`: debug, info, warn or error")
 
 	root.Flags().BoolVar(&o.once, "once", false, "one full scan: reap every orphan, then exit")
 	root.Flags().BoolVar(&o.dryRun, "dry-run", false, "only say what would be done")
 	addOutput(root, o)
 
-	root.AddCommand(newListCommand(o), newExplainCommand(o), newLabelsCommand(o), newCheckCommand(o), newVersionCommand())
+	root.AddCommand(newListCommand(o), newExplainCommand(o), newFailedCommand(o), newLabelsCommand(o), newCheckCommand(o), newVersionCommand())
 	for _, cmd := range root.Commands() {
 		usageOf(cmd)
 	}
@@ -93,8 +96,8 @@ const (
 )
 
 func addOutput(cmd *cobra.Command, o *options) {
-	cmd.Flags().VarP(&oneOf{value: &o.output, allowed: []string{asTable, asJSON}}, "output", "o", "table or json")
 	o.output = asTable
+	cmd.Flags().VarP(&oneOf{value: &o.output, allowed: []string{asTable, asJSON}}, "output", "o", "table or json")
 }
 
 // oneOf is a flag that takes one of a few words.
@@ -128,11 +131,9 @@ func (o *options) load() (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case o.dockerHost != "":
-		c.Docker.Host = o.dockerHost
-	case os.Getenv("DOCKER_HOST") != "" && c.Docker.Host == "":
-		c.Docker.Host = os.Getenv("DOCKER_HOST")
+	c.Docker.Host = cmp.Or(o.dockerHost, c.Docker.Host, os.Getenv("DOCKER_HOST"))
+	if err := docker.CheckHost(c.Docker.Host); err != nil {
+		return nil, usageError{err}
 	}
 	return c, nil
 }

@@ -1,0 +1,195 @@
+package reap
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"watcher/watch"
+)
+
+// This file is the loop's dealings with the docket. A disk may be slow or hang, and the loop must not: what is to be
+// written goes to a clerk, one goroutine that does it in order and posts the result as an event.
+
+// runClerk does what is in l.desk until ctx ends.
+func (l *Loop) runClerk(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.desk.Ready():
+		}
+		for _, do := range l.desk.Take() {
+			l.Inbox.Post(do())
+		}
+	}
+}
+
+// file has the clerk change the docket. The event that do returns must be one that filed expects.
+func (l *Loop) file(do func() watch.Event) {
+	l.filing++
+	l.desk.Post(do)
+}
+
+// filed notes that the clerk has done something.
+func (l *Loop) filed(err error) {
+	l.filing--
+	l.tellDocket(err)
+}
+
+// record has the clerk write the case of a sandbox, as the Record step of its reap.
+func (l *Loop) record(id watch.ID) {
+	if l.Docket == nil {
+		l.Inbox.Post(watch.StepEnded{ID: id, Step: watch.Record, At: time.Now()})
+		l.filing++
+		return
+	}
+	c := *l.open[id]
+	l.file(func() watch.Event {
+		err := l.Docket.Write(c)
+		l.boundary(BoundaryRecorded)
+		return watch.StepEnded{ID: id, Step: watch.Record, Err: err, At: time.Now()}
+	})
+}
+
+// update has the clerk write what became of a removal that failed.
+func (l *Loop) update(e *watch.Entry) {
+	c := l.open[e.ID]
+	c.Attempts, c.Error, c.Last = e.Progress.Attempts, e.Progress.Err.Error(), e.Progress.StepAt
+	if c.First.IsZero() {
+		c.First = c.Last
+	}
+	c.Next = c.Last.Add(l.Policy.delay(e.ID, c.Attempts))
+	c.GaveUp = c.Attempts >= l.Policy.Attempts
+	if l.Docket == nil {
+		return
+	}
+	copied := *c
+	l.file(func() watch.Event {
+		return watch.RecordKept{ID: copied.Sandbox(), Err: l.Docket.Write(copied)}
+	})
+}
+
+// finish has the clerk remove the record of a case that is over.
+func (l *Loop) finish(id watch.ID) {
+	delete(l.open, id)
+	if l.Docket == nil {
+		return
+	}
+	l.file(func() watch.Event {
+		err := l.Docket.Close(id)
+		l.boundary(BoundaryClosed)
+		return watch.RecordKept{ID: id, Err: err}
+	})
+}
+
+// pickUp has the clerk remove the marks of dropped sandboxes that are gone.
+func (l *Loop) pickUp() {
+	for id := range l.dropped {
+		if l.DryRun || l.Picture.Dropped(id) {
+			continue
+		}
+		delete(l.dropped, id)
+		l.file(func() watch.Event { return watch.RecordKept{ID: id, Err: l.Docket.PickUp(id)} })
+	}
+}
+
+// errDropped is the result of a removal that was not tried, because an operator dropped the sandbox meanwhile.
+var errDropped = errors.New("dropped by an operator")
+
+// remove carries out a Remove step, in a goroutine of its own.
+func (l *Loop) remove(ctx context.Context, id watch.ID) error {
+	if l.Docket != nil {
+		// If that cannot be found out the reap goes on: it was decided on evidence, and a drop is rare.
+		if dropped, err := l.Docket.IsDropped(id); err == nil && dropped {
+			return errDropped
+		}
+	}
+	err := l.Platforms[id.Kind].Remove(ctx, id)
+	l.boundary(BoundaryRemoved)
+	return err
+}
+
+// resume takes up the reaps that the docket holds, before anything else happens.
+func (l *Loop) resume() {
+	if l.Docket == nil {
+		return
+	}
+	dropped, err := l.Docket.Dropped()
+	if err != nil {
+		l.Log.Error("cannot read which sandboxes were dropped", watch.KeyEvent, watch.EventDocketFailed, watch.KeyError, err)
+	}
+	for _, id := range dropped {
+		l.dropped[id] = struct{}{}
+		l.Picture.Apply(watch.CaseDropped{ID: id})
+	}
+	cases, damaged, err := l.Docket.Load()
+	if err != nil {
+		l.Log.Error("cannot read the docket", watch.KeyEvent, watch.EventDocketFailed, watch.KeyError, err)
+	}
+	for _, err := range damaged {
+		l.Log.Error("a record is damaged and was set aside", watch.KeyEvent, watch.EventDocketFailed, watch.KeyError, err)
+	}
+	if len(damaged) > 0 && !l.DryRun {
+		if err := l.Docket.SetAside(); err != nil {
+			l.Log.Error("cannot set damaged records aside", watch.KeyEvent, watch.EventDocketFailed, watch.KeyError, err)
+		}
+	}
+	for _, c := range cases {
+		if l.Platforms[c.Kind] == nil {
+			continue // of a kind that is not served now; it waits for one who serves it
+		}
+		l.open[c.Sandbox()] = &c
+		l.Picture.Apply(c.resumed())
+		if e := l.Picture.Entry(c.Sandbox()); e != nil {
+			l.Log.Info("takes up what was begun", l.about(e, watch.KeyReason, string(c.Reason), watch.KeyAttempt, c.Attempts+1)...)
+		}
+	}
+}
+
+// resumed is the event that brings a recorded case back into the picture.
+func (c Case) resumed() watch.CaseResumed {
+	// The label was good when the reap began. If the record has it wrong, the case goes on without.
+	claim, _ := watch.ParseClaim(c.Owner)
+	ev := watch.CaseResumed{
+		Sandbox: watch.Sandbox{
+			ID: c.Sandbox(), Name: c.Name, Image: c.Image, Created: c.Created, Terms: watch.Terms{Owner: claim},
+		},
+		Reason: string(c.Reason), Begun: c.Begun, Attempts: c.Attempts,
+	}
+	if c.Error != "" {
+		ev.Err = errors.New(c.Error)
+	}
+	return ev
+}
+
+// newCase is the case of a reap that begins with the given step.
+func newCase(e *watch.Entry, step Step, now time.Time) *Case {
+	c := &Case{
+		Kind: e.ID.Kind, ID: e.ID.Name, Name: e.Name, Image: e.Image, Created: e.Created,
+		Rule: RuleLabels, Reason: step.Reason, Owner: e.Owner.Claim.String(), Begun: now,
+	}
+	if step.Do < watch.Record {
+		c.Steps = append(c.Steps, CaseStep{Step: watch.Kill.String()})
+	}
+	c.Steps = append(c.Steps, CaseStep{Step: watch.Remove.String()})
+	return c
+}
+
+// A Boundary is a point in a reap at which something has just become durable or irrevocable. A test may have the
+// process killed there.
+type Boundary string
+
+// The boundaries of a reap.
+const (
+	BoundaryStopped  Boundary = "stopped"
+	BoundaryRecorded Boundary = "recorded"
+	BoundaryRemoved  Boundary = "removed"
+	BoundaryClosed   Boundary = "closed"
+)
+
+func (l *Loop) boundary(b Boundary) {
+	if l.Boundary != nil {
+		l.Boundary(b)
+	}
+}

@@ -1,0 +1,261 @@
+package reap
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"watcher/watch"
+)
+
+// A Case is the durable record of one reap that was begun: all that is needed to finish it when nothing else remembers.
+type Case struct {
+	Kind    watch.Kind `json:"kind"`
+	ID      string     `json:"id"`
+	Name    string     `json:"name"`
+	Image   string     `json:"image,omitempty"`
+	Created time.Time  `json:"created"`
+	Rule    string     `json:"rule"`
+	Reason  Reason     `json:"reason"`
+	Owner   string     `json:"owner,omitempty"` // as its label has it
+	Steps   []CaseStep `json:"steps"`
+
+	Begun    time.Time `json:"begun"`
+	Attempts int       `json:"attempts"` // removals that failed
+	Error    string    `json:"error,omitempty"`
+	First    time.Time `json:"first,omitzero"` // when the first one failed
+	Last     time.Time `json:"last,omitzero"`  // when the latest one failed
+	Next     time.Time `json:"next,omitzero"`  // when the next one is due
+	GaveUp   bool      `json:"gave_up"`        // a dead letter: only tried now and then
+}
+
+// A CaseStep is one step of a reap.
+type CaseStep struct {
+	Step string `json:"step"`
+	Done bool   `json:"done"`
+}
+
+// Sandbox names the sandbox of the case.
+func (c Case) Sandbox() watch.ID { return watch.ID{Kind: c.Kind, Name: c.ID} }
+
+// A Docket keeps the cases of reaps begun and not finished, a file each, below one folder. A file is written aside,
+// synced and renamed, so that a crash leaves the old record or the new one; and a record that cannot be read costs only
+// itself. It is safe for concurrent use, also by several processes: each file has one meaning and is replaced whole.
+type Docket struct {
+	cases   string
+	dropped string
+}
+
+// NewDocket returns the docket in a state directory. Nothing is made until [Docket.Make] or a write.
+func NewDocket(stateDir string) *Docket {
+	return &Docket{cases: filepath.Join(stateDir, "cases"), dropped: filepath.Join(stateDir, "dropped")}
+}
+
+// Make makes the docket's folders.
+func (d *Docket) Make() error {
+	for _, dir := range []string{d.cases, d.dropped} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("docket: %w", err)
+		}
+	}
+	return nil
+}
+
+const (
+	recordSuffix = ".json"
+	// damagedSuffix marks a record that could not be read. It stays for people to look at.
+	damagedSuffix = ".damaged"
+	// maxRecord bounds what is read of a record. Its longest parts are a label and an error; more is not ours.
+	maxRecord = 64 << 10
+)
+
+// fileID is what an ID must look like to be part of a file's name. Containers' are 64 hex digits.
+var fileID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+
+func fileName(id watch.ID) (string, error) {
+	if !fileID.MatchString(id.Name) || !fileID.MatchString(string(id.Kind)) {
+		return "", fmt.Errorf("docket: %q cannot be the name of a record", id)
+	}
+	return string(id.Kind) + "-" + id.Name + recordSuffix, nil
+}
+
+// Write records a case. It returns when the record would survive a crash of the machine.
+func (d *Docket) Write(c Case) error {
+	name, err := fileName(c.Sandbox())
+	if err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("docket: %s: %w", c.Sandbox(), err)
+	}
+	if err := write(filepath.Join(d.cases, name), append(text, '\n')); err != nil {
+		return fmt.Errorf("docket: record %s: %w", c.Sandbox(), err)
+	}
+	return nil
+}
+
+// write replaces a file and syncs it, and the folder whose entry was changed.
+func write(file string, text []byte) error {
+	// The temporary file belongs beside the file: in another folder it could be on another file system.
+	if err := renameio.WriteFile(file, text, 0o600, renameio.WithTempDir(filepath.Dir(file))); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// Close removes the record of a case that is finished. That there is none is success. It is not synced: a record that
+// comes back after a crash leads to a sandbox that is gone, and is closed again.
+func (d *Docket) Close(id watch.ID) error { return discard(d.cases, id) }
+
+func discard(dir string, id watch.ID) error {
+	name, err := fileName(id)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("docket: close %s: %w", id, err)
+	}
+	return nil
+}
+
+// Load reads all cases. A record that cannot be read is left out, named in damaged, and does not keep the others from
+// being read; err says that the docket itself could not be read. A docket that does not exist is empty.
+func (d *Docket) Load() (cases []Case, damaged []error, err error) {
+	entries, err := os.ReadDir(d.cases)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("docket: %w", err)
+	}
+	for _, entry := range entries {
+		if !strings.HasSuffix(entry.Name(), recordSuffix) {
+			continue // what a crash left of a write, or a damaged record from before
+		}
+		c, err := readCase(filepath.Join(d.cases, entry.Name()))
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // closed meanwhile
+		case err != nil:
+			damaged = append(damaged, err)
+		default:
+			cases = append(cases, c)
+		}
+	}
+	return cases, damaged, nil
+}
+
+func readCase(file string) (Case, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return Case{}, fmt.Errorf("docket: %w", err)
+	}
+	defer f.Close()
+	text := make([]byte, maxRecord+1)
+	n, err := f.Read(text)
+	if err != nil {
+		return Case{}, fmt.Errorf("docket: read %s: %w", file, err)
+	}
+	c, err := parseCase(text[:n])
+	if err != nil {
+		return Case{}, fmt.Errorf("docket: %s: %w", file, err)
+	}
+	if want, err := fileName(c.Sandbox()); err != nil || want != filepath.Base(file) {
+		return Case{}, fmt.Errorf("docket: %s is the record of %s", file, c.Sandbox())
+	}
+	return c, nil
+}
+
+func parseCase(text []byte) (Case, error) {
+	if len(text) > maxRecord {
+		return Case{}, fmt.Errorf("longer than %d bytes", maxRecord)
+	}
+	var c Case
+	if err := json.Unmarshal(text, &c); err != nil {
+		return Case{}, err
+	}
+	if c.Kind == "" || c.ID == "" || c.Reason == "" || c.Begun.IsZero() || c.Attempts < 0 {
+		return Case{}, errors.New("lacks its kind, id, reason or begin")
+	}
+	return c, nil
+}
+
+// SetAside moves damaged records out of the way, so that they are told once.
+func (d *Docket) SetAside() error {
+	entries, err := os.ReadDir(d.cases)
+	if err != nil {
+		return fmt.Errorf("docket: %w", err)
+	}
+	var errs []error
+	for _, entry := range entries {
+		file := filepath.Join(d.cases, entry.Name())
+		if !strings.HasSuffix(file, recordSuffix) {
+			continue
+		}
+		if _, err := readCase(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, os.Rename(file, file+damagedSuffix))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Drop gives a sandbox up for good: its record goes, and it is kept from then on, whatever its owner does.
+func (d *Docket) Drop(id watch.ID) error {
+	name, err := fileName(id)
+	if err != nil {
+		return err
+	}
+	if err := d.Make(); err != nil {
+		return err
+	}
+	// The mark comes first: between the two the sandbox is kept, and not an orphan that nobody knows to have been tried.
+	if err := write(filepath.Join(d.dropped, name), []byte("{}\n")); err != nil {
+		return fmt.Errorf("docket: drop %s: %w", id, err)
+	}
+	return d.Close(id)
+}
+
+// PickUp undoes a drop. That there was none is success.
+func (d *Docket) PickUp(id watch.ID) error { return discard(d.dropped, id) }
+
+// IsDropped reports whether a sandbox was dropped.
+func (d *Docket) IsDropped(id watch.ID) (bool, error) {
+	name, err := fileName(id)
+	if err != nil {
+		return false, err
+	}
+	_, err = os.Lstat(filepath.Join(d.dropped, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("docket: %w", err)
+	}
+	return true, nil
+}
+
+// Dropped lists the sandboxes that were dropped.
+func (d *Docket) Dropped() ([]watch.ID, error) {
+	entries, err := os.ReadDir(d.dropped)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("docket: %w", err)
+	}
+	var ids []watch.ID
+	for _, entry := range entries {
+		name, isRecord := strings.CutSuffix(entry.Name(), recordSuffix)
+		kind, id, ok := strings.Cut(name, "-")
+		if isRecord && ok {
+			ids = append(ids, watch.ID{Kind: watch.Kind(kind), Name: id})
+		}
+	}
+	return ids, nil
+}

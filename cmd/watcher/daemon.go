@@ -9,12 +9,9 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"github.com/oklog/run"
 
 	"watcher/platform/connector"
-	"watcher/platform/docker"
 	"watcher/platform/journal"
-	"watcher/platform/process"
 	"watcher/platform/statedir"
 	"watcher/platform/systemd"
 	"watcher/reap"
@@ -40,9 +37,6 @@ func (o *options) openLog() (*slog.Logger, func(), error) {
 	}, nil
 }
 
-// boundary is nil but in tests, which have the program killed at one of them.
-var boundary func(reap.Boundary)
-
 // runDaemon watches and reaps until ctx ends.
 func (o *options) runDaemon(ctx context.Context) error {
 	c, err := o.load()
@@ -63,55 +57,20 @@ func (o *options) runDaemon(ctx context.Context) error {
 		return err
 	}
 	defer closeLog()
-	host, err := process.NewHost(procRoot)
+	parts, err := assemble(c)
 	if err != nil {
 		return err
 	}
-	inbox := reap.NewInbox()
-	engine := docker.New(c.Docker.Host, host, inbox.Post)
-	defer engine.Close()
-	owners := process.NewOwners(host, inbox.Post)
-	defer owners.Close()
-	scanner := reap.NewScanner(inbox, time.Duration(c.Scan.Interval), engine)
+	defer parts.close()
 	unit, err := newUnit(log)
 	if err != nil {
 		return err
 	}
-	loop := reap.NewLoop(reap.Config{
-		Policy: c.policy(), Picture: watch.NewPicture(host.Boot()), Inbox: inbox, Owners: owners,
-		Platforms: map[watch.Kind]reap.Platform{engine.Kind(): engine},
-		Log:       log, Workers: removalsAtOnce(), Timeout: removeTimeout,
-		Rescan: scanner.Poke, Docket: docket, DryRun: o.dryRun, Boundary: boundary,
-		Each: unit.tell, Pulse: unit.interval,
-	})
-	log.Info("started", watch.KeyEvent, watch.EventStarted, "version", version, "engine", engine.Host(), "config", c.file, "dry_run", o.dryRun)
-
-	// The group's actors, the loop first: it is interrupted before the others, and they go on until it has finished what
-	// it began.
-	var g run.Group
-	ended := make(chan struct{})
-	{ // The loop, which ends at a signal.
-		ctx, stop := context.WithCancel(ctx)
-		g.Add(func() error {
-			defer close(ended)
-			return loop.Run(ctx)
-		}, func(error) { stop() })
-	}
-	work, stop := context.WithCancel(context.WithoutCancel(ctx))
-	interrupt := func(error) {
-		<-ended
-		stop()
-	}
-	{ // The engine: its sessions, and the events of each.
-		g.Add(func() error { return engine.Run(work) }, interrupt)
-	}
-	{ // The kernel's word on exits.
-		g.Add(func() error { return listen(work, log, host, owners, inbox) }, interrupt)
-	}
-	{ // Full scans.
-		g.Add(func() error { return scanner.Run(work) }, interrupt)
-	}
-	err = g.Run()
+	settings := parts.loop(c, log, docket)
+	settings.DryRun, settings.Each, settings.Pulse = o.dryRun, unit.tell, unit.interval
+	log.Info("started", watch.KeyEvent, watch.EventStarted, "version", version, "engine", parts.engine.Host(), "config", c.file, "dry_run", o.dryRun)
+	listening := func(ctx context.Context) error { return listen(ctx, log, parts) }
+	err = runGroup(ctx, reap.NewLoop(settings), parts.engine.Run, listening, parts.scanner.Run)
 	if err := unit.manager.Stopping(); err != nil {
 		log.Debug("could not tell systemd", watch.KeyError, err)
 	}
@@ -124,24 +83,24 @@ func (o *options) runDaemon(ctx context.Context) error {
 
 // listen keeps listening to the process connector, where that can be had. Owners are held by pidfd as well, so without
 // it deaths are only dated a little later.
-func listen(ctx context.Context, log *slog.Logger, host *process.Host, owners *process.Owners, inbox *reap.Inbox) error {
+func listen(ctx context.Context, log *slog.Logger, p *parts) error {
 	const source = "process connector"
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = time.Second, 5*time.Minute
 	// Without pidfds, the exit of a last thread that is not the leader is told by nobody else.
-	options := connector.Options{Threads: !host.CanHold()}
+	options := connector.Options{Threads: !p.host.CanHold()}
 	for lost := false; ; lost = true {
 		l, err := connector.Listen(ctx, options)
 		if err == nil {
 			log.Debug("listening", watch.KeySource, source, "level", l.Level())
 			wait.Reset()
 			if lost {
-				inbox.Post(watch.SourceBack{Source: source, At: time.Now()})
+				p.inbox.Post(watch.SourceBack{Source: source, At: time.Now()})
 			}
 			err = l.Run(ctx, func(e connector.Exit) {
-				owners.Witness(e.TGID, e.At)
+				p.owners.Witness(e.TGID, e.At)
 			}, func(err error) {
-				inbox.Post(watch.SourceLost{Source: source, Err: err, At: time.Now()}, watch.SourceBack{Source: source, At: time.Now()})
+				p.inbox.Post(watch.SourceLost{Source: source, Err: err, At: time.Now()}, watch.SourceBack{Source: source, At: time.Now()})
 			})
 			err = errors.Join(err, l.Close())
 		}
@@ -151,7 +110,7 @@ func listen(ctx context.Context, log *slog.Logger, host *process.Host, owners *p
 		if hint := connector.Hint(err); hint != "" {
 			err = fmt.Errorf("%w (%s; until then deaths are seen through pidfds alone)", err, hint)
 		}
-		inbox.Post(watch.SourceLost{Source: source, Err: err, At: time.Now()})
+		p.inbox.Post(watch.SourceLost{Source: source, Err: err, At: time.Now()})
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

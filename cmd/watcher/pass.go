@@ -5,27 +5,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"runtime"
 	"time"
 
-	"github.com/oklog/run"
-
-	"watcher/platform/docker"
-	"watcher/platform/process"
 	"watcher/reap"
 	"watcher/watch"
 )
-
-const (
-	// procRoot is where the proc file system of our own PID namespace is.
-	procRoot = "/proc"
-	// removeTimeout is how long one removal may take. A quiet engine needs 0.1 s; one that removes hundreds at a time
-	// was seen to need 20 s for the last.
-	removeTimeout = time.Minute
-)
-
-// removalsAtOnce is how many removals run in parallel: more than about two a core only make each slower.
-func removalsAtOnce() int { return 2 * runtime.GOMAXPROCS(0) }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
@@ -41,48 +25,19 @@ type pass struct {
 // runPass scans once, and reaps what is to be reaped unless dry. The error is for what kept it from looking at all, or
 // for an interrupt.
 func runPass(ctx context.Context, c *config, log *slog.Logger, docket *reap.Docket, dry bool) (*pass, error) {
-	host, err := process.NewHost(procRoot)
+	parts, err := assemble(c)
 	if err != nil {
 		return nil, err
 	}
-	inbox := reap.NewInbox()
-	engine := docker.New(c.Docker.Host, host, inbox.Post)
-	defer engine.Close()
-	owners := process.NewOwners(host, inbox.Post)
-	defer owners.Close()
-	scanner := reap.NewScanner(inbox, time.Duration(c.Scan.Interval), engine)
-	p := &pass{policy: c.policy(), picture: watch.NewPicture(host.Boot()), ends: map[watch.ID]reap.Reported{}}
-	loop := reap.NewLoop(reap.Config{
-		Policy: p.policy, Picture: p.picture, Inbox: inbox, Owners: owners,
-		Platforms: map[watch.Kind]reap.Platform{engine.Kind(): engine},
-		Log:       log, Workers: removalsAtOnce(), Timeout: removeTimeout,
-		Rescan: scanner.Poke, Docket: docket, DryRun: dry, Once: true, Boundary: boundary,
-		Reported: func(r reap.Reported) { p.ends[r.Entry.ID] = r },
-	})
-
-	// The group's actors, the loop first: it is interrupted before the others, and they go on until it has finished what
-	// it began.
-	var g run.Group
-	ended := make(chan struct{})
-	{ // The loop.
-		ctx, stop := context.WithCancel(ctx)
-		g.Add(func() error {
-			defer close(ended)
-			return loop.Run(ctx)
-		}, func(error) { stop() })
-	}
-	work, stop := context.WithCancel(context.WithoutCancel(ctx))
-	interrupt := func(error) {
-		<-ended
-		stop()
-	}
-	{ // The engine: without it there is nothing to look at.
-		g.Add(func() error { return engine.Session(work, func() {}) }, interrupt)
-	}
-	{ // Full scans.
-		g.Add(func() error { return scanner.Run(work) }, interrupt)
-	}
-	if err := g.Run(); err != nil {
+	defer parts.close()
+	settings := parts.loop(c, log, docket)
+	p := &pass{policy: settings.Policy, picture: settings.Picture, ends: map[watch.ID]reap.Reported{}}
+	settings.DryRun, settings.Once = dry, true
+	settings.Reported = func(r reap.Reported) { p.ends[r.Entry.ID] = r }
+	loop := reap.NewLoop(settings)
+	// Without an engine there is nothing to look at: a session that cannot be had is the end.
+	session := func(ctx context.Context) error { return parts.engine.Session(ctx, func() {}) }
+	if err := runGroup(ctx, loop, session, parts.scanner.Run); err != nil {
 		return nil, err
 	}
 	p.now = time.Now()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/client"
@@ -52,6 +53,7 @@ type known struct {
 	owner   string          // the container reference that it claims
 	seen    time.Time       // when it was last looked at
 	init    *process.Handle // nil: not held
+	grace   time.Duration   // what it may take to end by itself; 0 once it has been asked
 }
 
 // New returns the engine at a URL such as unix:///var/run/docker.sock; "" means the usual one. proc may be nil where
@@ -329,14 +331,34 @@ func (e *Engine) Stop(id watch.ID, step watch.Step) error {
 	if err := init.Signal(sig); err != nil && !errors.Is(err, process.ErrGone) {
 		return fmt.Errorf("%s: %w", id, err)
 	}
+	e.takeGrace(id.Name)
 	return nil
 }
 
-// Remove has the engine kill the container if it runs, and remove it with its anonymous volumes.
+// takeGrace returns how long a container is still to be given to end by itself, which it is given once.
+func (e *Engine) takeGrace(id string) time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.containers[id]
+	if c == nil {
+		return 0
+	}
+	grace := c.grace
+	c.grace = 0
+	return grace
+}
+
+// Remove has the engine kill the container if it runs, and remove it with its anonymous volumes. One that was promised
+// time to finish, and could not be asked by [Engine.Stop], is asked through the engine first.
 func (e *Engine) Remove(ctx context.Context, id watch.ID) error {
 	cli, err := e.client()
 	if err != nil {
 		return err
+	}
+	if grace := e.takeGrace(id.Name); grace > 0 {
+		seconds := int((grace + time.Second - 1) / time.Second)
+		// Whether it ended, or could not be asked: the removal comes next, and tells what went wrong.
+		_ = cli.ContainerStop(ctx, id.Name, container.StopOptions{Signal: "SIGTERM", Timeout: &seconds})
 	}
 	return removeWith(ctx, cli, id)
 }

@@ -19,6 +19,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/system"
 
 	"watcher/platform/docker/dockertest"
@@ -428,15 +430,21 @@ func TestFailedLooks(t *testing.T) {
 				return true
 			}, nil)
 			e, r := connect(t, p.url)
-			if events, err := e.List(t.Context()); err == nil || len(events) > 0 {
-				t.Errorf("List = %+v, %v; want an error and nothing else", events, err)
+			// The one that cannot be looked at is as the list has it, and does not hide the other.
+			all := listed(t, e).Sandboxes
+			if len(all) != 2 {
+				t.Errorf("%d listed, want both: %+v", len(all), all)
+			}
+			for _, s := range all {
+				if s.State != watch.Running || s.Created.IsZero() || s.Terms.Owner.Kind != watch.ProcessClaim {
+					t.Errorf("listed as %+v", s)
+				}
 			}
 			// A look that an event called for is made up for by a scan.
 			mark := r.mark()
 			must(t, private.Client().ContainerPause(t.Context(), id))
-			await(t, r, mark, "lost", anyOf[watch.SourceLost])
-			await(t, r, mark, "back", anyOf[watch.SourceBack])
-			must(t, private.Client().ContainerUnpause(t.Context(), id))
+			defer func() { must(t, private.Client().ContainerUnpause(context.WithoutCancel(t.Context()), id)) }()
+			await(t, r, mark, "a look failed", func(ev watch.LookFailed) bool { return ev.ID == containerID(id) && ev.Err != nil })
 			for _, ev := range r.since(0) {
 				switch ev := ev.(type) {
 				case watch.SandboxGone:
@@ -562,5 +570,43 @@ func TestRemoveAnswers(t *testing.T) {
 				t.Errorf("asked %d times, want %d", asked, tt.asked)
 			}
 		})
+	}
+}
+
+// TestRemoveKeepsAPromise: a container that was promised time to finish, and cannot be asked directly, is asked through
+// the engine.
+func TestRemoveKeepsAPromise(t *testing.T) {
+	private := dockertest.Shared(t)
+	id := private.Run(t, dockertest.ContainerOptions{Labels: map[string]string{watch.LabelStopTimeout: "1m"}})
+	awaitHandler(t, private.PIDs(t, id)[0])
+	since := time.Now()
+	// Without a view of processes nothing is held.
+	e := New(private.Host(), nil, func(...watch.Event) {})
+	ctx, stop := context.WithCancel(t.Context())
+	connected, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = e.Session(ctx, func() { close(connected) })
+	}()
+	defer func() {
+		stop()
+		<-ended
+	}()
+	<-connected
+	listed(t, e)
+	must(t, e.Remove(t.Context(), containerID(id)))
+	private.WaitGone(t, id)
+
+	messages, errs := private.Client().Events(t.Context(), events.ListOptions{
+		Since: since.Format(time.RFC3339Nano), Until: time.Now().Format(time.RFC3339Nano),
+		Filters: filters.NewArgs(filters.Arg("container", id), filters.Arg("event", string(events.ActionDie))),
+	})
+	select {
+	case die := <-messages:
+		if code := die.Actor.Attributes["exitCode"]; code != "0" {
+			t.Errorf("it ended with %s, want 0, as on SIGTERM", code)
+		}
+	case err := <-errs:
+		t.Errorf("no die event: %v", err)
 	}
 }

@@ -216,16 +216,16 @@ func (e *Engine) sandbox(c container.InspectResponse) (watch.Sandbox, bool, erro
 		State:   watch.State(c.State.Status),
 		Created: created,
 		Terms:   terms,
-		Init:    e.remember(c.ID, created, terms.Owner.Container, c.State.Pid),
+		Init:    e.remember(c.ID, created, terms, c.State.Pid),
 	}, true, nil
 }
 
 // remember notes a container and holds its init, if it has one and it can be proven (D4).
-func (e *Engine) remember(id string, created time.Time, owner string, pid int) watch.Process {
+func (e *Engine) remember(id string, created time.Time, terms watch.Terms, pid int) watch.Process {
 	e.mu.Lock()
 	c := e.containers[id]
 	if c == nil {
-		c = &known{created: created, owner: owner}
+		c = &known{created: created, owner: terms.Owner.Container, grace: terms.StopTimeout}
 		e.containers[id] = c
 	}
 	c.seen = time.Now()

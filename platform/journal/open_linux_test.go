@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -225,6 +226,9 @@ func TestReaderGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A process that another test is just forking would have the reading end, too, until its exec.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	r.Close()
 	l.Info("nobody reads this")
 	var unwritten *UnwrittenError

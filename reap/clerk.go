@@ -3,6 +3,7 @@ package reap
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"watcher/watch"
@@ -31,10 +32,12 @@ func (l *Loop) file(do func() watch.Event) {
 	l.desk.Post(do)
 }
 
-// filed notes that the clerk has done something.
-func (l *Loop) filed(err error) {
+// filed notes that the clerk has done something. Only what was written proves that there is room again.
+func (l *Loop) filed(err error, written bool) {
 	l.filing--
-	l.tellDocket(err)
+	if written || err != nil {
+		l.tellDocket(err)
+	}
 }
 
 // record has the clerk write the case of a sandbox, as the Record step of its reap.
@@ -66,7 +69,7 @@ func (l *Loop) update(e *watch.Entry) {
 	}
 	copied := *c
 	l.file(func() watch.Event {
-		return watch.RecordKept{ID: copied.Sandbox(), Err: l.Docket.Write(copied)}
+		return watch.RecordKept{ID: copied.Sandbox(), Written: true, Err: l.Docket.Write(copied)}
 	})
 }
 
@@ -94,14 +97,26 @@ func (l *Loop) pickUp() {
 	}
 }
 
+// drop ends a reap because an operator gave it up. Its record goes once more: the clerk may have written it meanwhile.
+func (l *Loop) drop(id watch.ID) {
+	l.dropped[id] = struct{}{}
+	l.finish(id)
+	l.apply(watch.CaseDropped{ID: id})
+}
+
+// errHungDisk is told when a removal does not wait for its record any longer.
+var errHungDisk = fmt.Errorf("no answer within %s", recordWait)
+
 // errDropped is the result of a removal that was not tried, because an operator dropped the sandbox meanwhile.
 var errDropped = errors.New("dropped by an operator")
 
 // remove carries out a Remove step, in a goroutine of its own.
 func (l *Loop) remove(ctx context.Context, id watch.ID) error {
 	if l.Docket != nil {
-		// If that cannot be found out the reap goes on: it was decided on evidence, and a drop is rare.
-		if dropped, err := l.Docket.IsDropped(id); err == nil && dropped {
+		switch dropped, err := l.Docket.IsDropped(id); {
+		case err != nil:
+			return err
+		case dropped:
 			return errDropped
 		}
 	}
@@ -110,14 +125,15 @@ func (l *Loop) remove(ctx context.Context, id watch.ID) error {
 	return err
 }
 
-// resume takes up the reaps that the docket holds, before anything else happens.
-func (l *Loop) resume() {
+// resume takes up the reaps that the docket holds, before anything else happens. The error is for a docket that cannot
+// be read: who does not know what was dropped must not reap.
+func (l *Loop) resume() error {
 	if l.Docket == nil {
-		return
+		return nil
 	}
 	dropped, err := l.Docket.Dropped()
 	if err != nil {
-		l.Log.Error("cannot read which sandboxes were dropped", watch.KeyEvent, watch.EventDocketFailed, watch.KeyError, err)
+		return err
 	}
 	for _, id := range dropped {
 		l.dropped[id] = struct{}{}
@@ -125,7 +141,7 @@ func (l *Loop) resume() {
 	}
 	cases, damaged, err := l.Docket.Load()
 	if err != nil {
-		l.Log.Error("cannot read the docket", watch.KeyEvent, watch.EventDocketFailed, watch.KeyError, err)
+		return err
 	}
 	for _, err := range damaged {
 		l.Log.Error("a record is damaged and was set aside", watch.KeyEvent, watch.EventDocketFailed, watch.KeyError, err)
@@ -136,8 +152,14 @@ func (l *Loop) resume() {
 		}
 	}
 	for _, c := range cases {
-		if l.Platforms[c.Kind] == nil {
+		switch _, dropped := l.dropped[c.Sandbox()]; {
+		case l.Platforms[c.Kind] == nil:
 			continue // of a kind that is not served now; it waits for one who serves it
+		case dropped && l.DryRun:
+			continue
+		case dropped: // between the mark and the end of its record there was a crash
+			l.finish(c.Sandbox())
+			continue
 		}
 		l.open[c.Sandbox()] = &c
 		l.Picture.Apply(c.resumed())
@@ -145,6 +167,7 @@ func (l *Loop) resume() {
 			l.Log.Info("takes up what was begun", l.about(e, watch.KeyReason, string(c.Reason), watch.KeyAttempt, c.Attempts+1)...)
 		}
 	}
+	return nil
 }
 
 // resumed is the event that brings a recorded case back into the picture.

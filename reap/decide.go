@@ -12,12 +12,18 @@ import (
 // 15 ms more (measured with Debian's engine, whose word comes after some 42 ms); never removing it would be worse.
 const dieWait = 2 * time.Second
 
+// recordWait is how long a removal waits for its record. A disk that does not answer for that long is hung, and must not
+// keep an orphan alive.
+const recordWait = 5 * time.Second
+
 // A Plan is what is to be done now. It is a value: to carry it out or only to print it is the caller's choice.
 type Plan struct {
 	Judged     []Judged   // a verdict for each sandbox that was due, in order
 	Steps      []Step     // in the order in which to take them: all stops before the first removal (R3)
-	SecondLook bool       // a full scan is due, for those that were braked before
+	SecondLook bool       // a full scan is due, for those that must be looked at again
 	Braked     []watch.ID // to be looked at a second time before anything is done to them (R7)
+	Released   []watch.ID // were braked, and are not to be reaped any more: the next time, the brake applies anew
+	Abandoned  []watch.ID // reaps begun whose ground is gone: the owner runs again
 }
 
 // Judged is one sandbox with its judgement.
@@ -45,6 +51,11 @@ func (pol Policy) Decide(p *watch.Picture, now time.Time) Plan {
 	for i := range plan.Judged {
 		id, j := plan.Judged[i].ID, &plan.Judged[i].Judgement
 		e := p.Entry(id)
+		plan.SecondLook = plan.SecondLook || j.Look
+		if revived(e) && !e.Progress.Begun.IsZero() && !p.Dropped(id) {
+			plan.Abandoned = append(plan.Abandoned, id)
+			continue
+		}
 		if j.Verdict == Reap || j.Reason == Retrying {
 			do, at := pol.nextStep(p, e)
 			switch {
@@ -69,8 +80,12 @@ func (pol Policy) brake(p *watch.Picture, plan *Plan, now time.Time) {
 	var inferred []*Judged
 	for i := range plan.Judged {
 		j := &plan.Judged[i]
-		if j.Verdict == Reap && j.Inferred && !pol.confirmed(p, p.Entry(j.ID)) {
+		e := p.Entry(j.ID)
+		switch condemned := j.Verdict == Reap && j.Inferred; {
+		case condemned && !pol.confirmed(p, e):
 			inferred = append(inferred, j)
+		case !condemned && !e.Braked.IsZero() && e.Progress.Begun.IsZero():
+			plan.Released = append(plan.Released, j.ID)
 		}
 	}
 	for _, j := range inferred {
@@ -106,12 +121,19 @@ func (pol Policy) nextStep(p *watch.Picture, e *watch.Entry) (do watch.Step, at 
 		// An attempt that is sure to fail is no attempt. The return of the system makes the removal due.
 		return watch.NoStep, time.Time{}
 	}
+	if do == watch.Remove && Reason(e.Progress.Reason) == OwnerContainerGone && e.Owner.Claim.Kind == watch.ContainerClaim && e.Owner.Life == watch.Unknown {
+		// It was taken up from the docket, and the owner may run again since (R1). The look at it makes the removal due.
+		return watch.NoStep, time.Time{}
+	}
 	return do, at
 }
 
 func (pol Policy) stepAfter(e *watch.Entry) (do watch.Step, at time.Time) {
 	pr := &e.Progress
-	if pr.InFlight {
+	switch {
+	case pr.InFlight && pr.Step == watch.Record:
+		return watch.Remove, pr.StepAt.Add(recordWait)
+	case pr.InFlight:
 		return watch.NoStep, time.Time{}
 	}
 	// A frozen process does not act on a signal until it is thawed (cgroup v1 freezer, cgroups(7)), and one that is
@@ -140,7 +162,8 @@ func (pol Policy) stepAfter(e *watch.Entry) (do watch.Step, at time.Time) {
 		return watch.Record, time.Time{}
 	case watch.Record:
 		// Whether it could be recorded or not: a full disk must not keep an orphan alive.
-		if !e.State.Runs() || pr.SignalAt.IsZero() {
+		restarted := !pr.Stopped.IsZero() && (e.State == watch.Restarting || e.Init.PID != 0)
+		if !e.State.Runs() || pr.SignalAt.IsZero() || restarted {
 			return watch.Remove, time.Time{}
 		}
 		stopped := pr.SignalAt
@@ -161,6 +184,9 @@ func (pol Policy) delay(id watch.ID, n int) time.Duration {
 		return 0
 	}
 	d := pol.Base
+	if n >= pol.Attempts {
+		d = pol.Cap // a dead letter
+	}
 	for range n - 1 {
 		if d >= pol.Cap/2 {
 			d = pol.Cap

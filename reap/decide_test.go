@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,8 +14,8 @@ import (
 	"watcher/watch"
 )
 
-// die is when the engine says that a killed sandbox died, at the latest.
-const die = 2 * time.Second
+// diesBy is when the engine says that a killed sandbox died, at the latest.
+const diesBy = 2 * time.Second
 
 func TestNextStep(t *testing.T) {
 	broken := errors.New("its init is not held")
@@ -70,8 +71,19 @@ func TestNextStep(t *testing.T) {
 		"being removed by others":                {edit: func(s *watch.Sandbox) { s.State, s.Init = watch.Removing, watch.Process{} }, want: watch.Record, now: 10 * time.Second},
 		"R8 a record does not need the engine":   {edit: stopped, events: story(away), want: watch.Record, now: 10 * time.Second},
 
-		"R4 the kill is under way":    {events: story(begun(watch.Kill, reap.Expired, 10*time.Second)), now: time.Minute},
-		"R4 the record is under way":  {events: story(killed, begun(watch.Record, reap.Expired, 10*time.Second)), now: time.Hour},
+		"R4 the kill is under way": {events: story(begun(watch.Kill, reap.Expired, 10*time.Second)), now: time.Minute},
+		"R4 the record is under way": {
+			events: story(killed, begun(watch.Record, reap.Expired, 10*time.Second)),
+			now:    15*time.Second - 1, next: 15 * time.Second,
+		},
+		"R8 the disk hangs: that keeps no orphan alive": {
+			events: story(killed, begun(watch.Record, reap.Expired, 10*time.Second)),
+			now:    15 * time.Second, want: watch.Remove,
+		},
+		"R8 the disk hangs, and the engine is away": {
+			events: story(killed, begun(watch.Record, reap.Expired, 10*time.Second), away),
+			now:    time.Hour,
+		},
 		"R4 the removal is under way": {events: story(begun(watch.Remove, reap.Expired, 10*time.Second)), now: time.Hour},
 
 		"R8 killed: recorded before anything else":                 {events: killed, now: 10 * time.Second, want: watch.Record},
@@ -81,19 +93,19 @@ func TestNextStep(t *testing.T) {
 
 		"killed: the engine has yet to see": {
 			events: story(killed, recorded(10*time.Second)),
-			now:    10 * time.Second, next: 10*time.Second + die,
+			now:    10 * time.Second, next: 10*time.Second + diesBy,
 		},
 		"killed: a slow record does not make it later": {
 			events: story(killed, recorded(11*time.Second)),
-			now:    11 * time.Second, next: 10*time.Second + die,
+			now:    11 * time.Second, next: 10*time.Second + diesBy,
 		},
 		"killed: init is dead, the engine has yet to see": {
 			events: story(killed, recorded(10*time.Second), initDied(10*time.Second+1)),
-			now:    11 * time.Second, next: 10*time.Second + 1 + die,
+			now:    11 * time.Second, next: 10*time.Second + 1 + diesBy,
 		},
 		"killed: the engine never says so": {
 			events: story(killed, recorded(10*time.Second)),
-			now:    10*time.Second + die, want: watch.Remove,
+			now:    10*time.Second + diesBy, want: watch.Remove,
 		},
 		"killed: the engine says so": {
 			events: story(killed, recorded(10*time.Second), later(stopped, 11*time.Second)),
@@ -166,11 +178,11 @@ func TestNextStep(t *testing.T) {
 		},
 		"asked: it has ended, and the engine has yet to see": {
 			timeout: "5s", events: story(asked, initDied(14*time.Second), recorded(14*time.Second)),
-			now: 14 * time.Second, next: 14*time.Second + die,
+			now: 14 * time.Second, next: 14*time.Second + diesBy,
 		},
 		"asked: it has ended, and the engine never says so": {
 			timeout: "5s", events: story(asked, initDied(14*time.Second), recorded(14*time.Second)),
-			now: 14*time.Second + die, want: watch.Remove,
+			now: 14*time.Second + diesBy, want: watch.Remove,
 		},
 		"R8 asked: it has ended, the engine says so, and it is recorded": {
 			timeout: "5s", events: story(asked, later(stopped, 11*time.Second)),
@@ -202,7 +214,7 @@ func TestNextStep(t *testing.T) {
 		},
 		"asked in vain and killed": {
 			timeout: "5s", events: story(asked, did(watch.Kill, 15*time.Second, nil), recorded(15*time.Second)),
-			now: 16 * time.Second, next: 15*time.Second + die,
+			now: 16 * time.Second, next: 15*time.Second + diesBy,
 		},
 		"asked in vain, and could not be killed": {
 			timeout: "5s", events: story(asked, did(watch.Kill, 15*time.Second, broken), recorded(15*time.Second)),
@@ -281,6 +293,80 @@ func TestR3StopsComeBeforeRemovals(t *testing.T) {
 	}
 }
 
+// many is a picture of n sandboxes that are a minute old at most by their rule, and what followed.
+func many(n int, events ...watch.Event) *watch.Picture {
+	p := watch.NewPicture(thisBoot)
+	for i := range n {
+		s := labelled(fmt.Sprint(i), nil)
+		s.Terms.MaxAge = time.Minute
+		p.Apply(watch.SandboxSeen{Sandbox: s, Asked: at(0)})
+	}
+	for _, ev := range events {
+		p.Apply(ev)
+	}
+	return p
+}
+
+func TestR7TheBrake(t *testing.T) {
+	const now = 10 * time.Minute
+	all := func(n int, when time.Duration) (events []watch.Event) {
+		for i := range n {
+			events = append(events, watch.Braked{ID: id(fmt.Sprint(i)), At: at(when)})
+		}
+		return events
+	}
+	list := func(n int, asked time.Duration) watch.Event {
+		l := watch.Listed{Kind: watch.Container, Asked: at(asked)}
+		for i := range n {
+			s := labelled(fmt.Sprint(i), nil)
+			s.Terms.MaxAge = time.Minute
+			l.Sandboxes = append(l.Sandboxes, s)
+		}
+		return l
+	}
+	pol := reap.Policy{Grace: 2 * time.Second, Burst: 3}
+	for name, test := range map[string]struct {
+		n      int
+		events []watch.Event
+		now    time.Duration
+		want   [3]int // steps, set back, released
+		second bool
+		next   time.Duration
+	}{
+		"as many as may be": {n: 3, now: now, want: [3]int{3, 0, 0}},
+		"one more":          {n: 4, now: now, want: [3]int{0, 4, 0}, next: now + pol.Grace},
+		"set back before":   {n: 4, events: all(4, now), now: now + 1, want: [3]int{0, 0, 0}, next: now + pol.Grace},
+		"one was set back before, and the rest are few": {n: 2, events: all(1, now), now: now + 1, want: [3]int{1, 0, 0}, next: now + pol.Grace},
+		"the grace is over":                             {n: 4, events: all(4, now), now: now + pol.Grace, want: [3]int{0, 0, 0}, second: true},
+		"a scan from before the grace's end":            {n: 4, events: append(all(4, now), list(4, now+pol.Grace-1)), now: now + time.Minute, want: [3]int{0, 0, 0}, second: true},
+		"a scan from its end":                           {n: 4, events: append(all(4, now), list(4, now+pol.Grace)), now: now + time.Minute, want: [3]int{4, 0, 0}},
+		"W5 a scan that failed":                         {n: 4, events: append(all(4, now), watch.ListFailed{Kind: watch.Container, At: at(now + pol.Grace)}), now: now + time.Minute, want: [3]int{0, 0, 0}, second: true},
+		"a scan of another kind":                        {n: 4, events: append(all(4, now), watch.Listed{Kind: "vm", Asked: at(now + pol.Grace)}), now: now + time.Minute, want: [3]int{0, 0, 0}, second: true},
+		"not condemned any more":                        {n: 4, events: all(4, now), now: time.Minute - 1, want: [3]int{0, 0, 4}, next: time.Minute},
+		"more, with those that were looked at":          {n: 8, events: append(all(4, now), list(8, now+pol.Grace)), now: now + time.Minute, want: [3]int{4, 4, 0}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan := pol.Decide(many(test.n, test.events...), at(test.now))
+			if got := [3]int{len(plan.Steps), len(plan.Braked), len(plan.Released)}; got != test.want || plan.SecondLook != test.second {
+				t.Errorf("steps, set back, released: %v, second look: %v; want %v, %v", got, plan.SecondLook, test.want, test.second)
+			}
+			for _, step := range plan.Steps {
+				if slices.Contains(plan.Braked, step.ID) {
+					t.Errorf("%s is set back, and %s", step.ID, step.Do)
+				}
+			}
+			if test.next > 0 && !plan.Judged[0].Next.Equal(at(test.next)) {
+				t.Errorf("judged again at %s, want %s", plan.Judged[0].Next, at(test.next))
+			}
+			for _, j := range plan.Judged {
+				if slices.Contains(plan.Braked, j.ID) && (j.Verdict != reap.Wait || j.Reason != reap.TooYoung || j.Detail == "") {
+					t.Errorf("%s: %+v", j.ID, j.Judgement)
+				}
+			}
+		})
+	}
+}
+
 // Decide only looks: asked twice, it says the same twice, and what was due stays due.
 func TestDecideChangesNothing(t *testing.T) {
 	p := picture(labelled("a", labels{"owner": "100"}), ours, bossGone)
@@ -336,16 +422,21 @@ func wait(t *testing.T, pol reap.Policy, name string, n int) time.Duration {
 func TestR5RetriesComeEverSlowerAndNeverStop(t *testing.T) {
 	for name, pol := range map[string]reap.Policy{
 		"default":          reap.DefaultPolicy(),
-		"base is the cap":  {Base: time.Second, Cap: time.Second},
-		"cap is no double": {Base: time.Second, Cap: 7 * time.Second},
-		"an hour":          {Base: 100 * time.Millisecond, Cap: time.Hour},
-		"tiny":             {Base: 1, Cap: 4},
-		"centuries":        {Base: math.MaxInt64 / 4, Cap: math.MaxInt64},
+		"base is the cap":  {Attempts: 100, Base: time.Second, Cap: time.Second},
+		"cap is no double": {Attempts: 100, Base: time.Second, Cap: 7 * time.Second},
+		"an hour":          {Attempts: 100, Base: 100 * time.Millisecond, Cap: time.Hour},
+		"tiny":             {Attempts: 100, Base: 1, Cap: 4},
+		"centuries":        {Attempts: 100, Base: math.MaxInt64 / 4, Cap: math.MaxInt64},
+		"soon given up":    {Attempts: 3, Base: time.Second, Cap: time.Hour},
+		"given up at once": {Attempts: 1, Base: time.Second, Cap: time.Hour},
 	} {
 		t.Run(name, func(t *testing.T) {
 			full := pol.Base // what the n-th delay is without jitter
 			var last time.Duration
 			for n := 1; n <= 60; n++ {
+				if n >= pol.Attempts {
+					full = pol.Cap // a dead letter
+				}
 				got := wait(t, pol, "a", n)
 				if got > full || got < full-full/5 || got <= 0 {
 					t.Fatalf("after %d failures %s, want at most %s and a fifth less at least", n, got, full)

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -23,6 +25,7 @@ type Case struct {
 	Name    string     `json:"name"`
 	Image   string     `json:"image,omitempty"`
 	Created time.Time  `json:"created"`
+	System  string     `json:"system,omitempty"` // where the sandbox is: see [Docket.For]
 	Rule    string     `json:"rule"`
 	Reason  Reason     `json:"reason"`
 	Owner   string     `json:"owner,omitempty"` // as its label has it
@@ -52,6 +55,7 @@ func (c Case) Sandbox() watch.ID { return watch.ID{Kind: c.Kind, Name: c.ID} }
 type Docket struct {
 	cases   string
 	dropped string
+	system  string
 }
 
 // NewDocket returns the docket in a state directory. Nothing is made until [Docket.Make] or a write.
@@ -59,12 +63,45 @@ func NewDocket(stateDir string) *Docket {
 	return &Docket{cases: filepath.Join(stateDir, "cases"), dropped: filepath.Join(stateDir, "dropped")}
 }
 
-// Make makes the docket's folders.
+// For returns the part of the docket that belongs to one system, such as an engine: the same ID may be unknown to
+// another, and what that one does not know must not close a case here, nor take a mark away.
+func (d *Docket) For(system string) *Docket {
+	part := *d
+	part.system = system
+	return &part
+}
+
+// Make makes the docket's folders, and refuses a state directory in which others could forge a record: a record is a
+// reason to remove a sandbox. On a full disk what cannot be made is left out, and each write says so.
 func (d *Docket) Make() error {
 	for _, dir := range []string{d.cases, d.dropped} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		err := os.MkdirAll(dir, 0o700)
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EROFS) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("docket: %w", err)
 		}
+		for _, dir := range []string{filepath.Dir(dir), dir} {
+			if err := private(dir); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// private returns an error if others than we may write in a folder.
+func private(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("docket: %w", err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("docket: %s belongs to user %d and not to us, user %d", dir, st.Uid, os.Geteuid())
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("docket: %s has mode %s: others may write in it", dir, info.Mode().Perm())
 	}
 	return nil
 }
@@ -73,15 +110,22 @@ const (
 	recordSuffix = ".json"
 	// damagedSuffix marks a record that could not be read. It stays for people to look at.
 	damagedSuffix = ".damaged"
-	// maxRecord bounds what is read of a record. Its longest parts are a label and an error; more is not ours.
+	// maxRecord bounds what is read of a record; more is not ours.
 	maxRecord = 64 << 10
+	// maxWords bounds each part of a record that others word: a name, an image, an error. JSON may need six bytes for
+	// one, and all must stay within maxRecord.
+	maxWords = 2 << 10
 )
 
-// fileID is what an ID must look like to be part of a file's name. Containers' are 64 hex digits.
-var fileID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+// fileID and fileKind are what an ID must look like to be part of a file's name. Containers' are 64 hex digits. A kind
+// has no dash, or the names of two sandboxes' records could be the same.
+var (
+	fileID   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+	fileKind = regexp.MustCompile(`^[a-z0-9]{1,32}$`)
+)
 
 func fileName(id watch.ID) (string, error) {
-	if !fileID.MatchString(id.Name) || !fileID.MatchString(string(id.Kind)) {
+	if !fileID.MatchString(id.Name) || !fileKind.MatchString(string(id.Kind)) {
 		return "", fmt.Errorf("docket: %q cannot be the name of a record", id)
 	}
 	return string(id.Kind) + "-" + id.Name + recordSuffix, nil
@@ -92,6 +136,10 @@ func (d *Docket) Write(c Case) error {
 	name, err := fileName(c.Sandbox())
 	if err != nil {
 		return err
+	}
+	c.System = d.system
+	for _, words := range []*string{&c.Name, &c.Image, &c.Error} {
+		*words = (*words)[:min(len(*words), maxWords)]
 	}
 	text, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
@@ -105,6 +153,10 @@ func (d *Docket) Write(c Case) error {
 
 // write replaces a file and syncs it, and the folder whose entry was changed.
 func write(file string, text []byte) error {
+	// The folder may not have been made yet, on a disk that was full.
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
 	// The temporary file belongs beside the file: in another folder it could be on another file system.
 	if err := renameio.WriteFile(file, text, 0o600, renameio.WithTempDir(filepath.Dir(file))); err != nil {
 		return err
@@ -147,7 +199,7 @@ func (d *Docket) Load() (cases []Case, damaged []error, err error) {
 		case errors.Is(err, fs.ErrNotExist): // closed meanwhile
 		case err != nil:
 			damaged = append(damaged, err)
-		default:
+		case c.System == d.system:
 			cases = append(cases, c)
 		}
 	}
@@ -155,17 +207,24 @@ func (d *Docket) Load() (cases []Case, damaged []error, err error) {
 }
 
 func readCase(file string) (Case, error) {
-	f, err := os.Open(file)
+	// What is there may be anything by now: a link is not followed, and a pipe must not block us.
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return Case{}, fmt.Errorf("docket: %w", err)
 	}
 	defer f.Close()
-	text := make([]byte, maxRecord+1)
-	n, err := f.Read(text)
+	info, err := f.Stat()
+	if err != nil {
+		return Case{}, fmt.Errorf("docket: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return Case{}, fmt.Errorf("docket: %s is no regular file", file)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
 	if err != nil {
 		return Case{}, fmt.Errorf("docket: read %s: %w", file, err)
 	}
-	c, err := parseCase(text[:n])
+	c, err := parseCase(text)
 	if err != nil {
 		return Case{}, fmt.Errorf("docket: %s: %w", file, err)
 	}
@@ -218,7 +277,11 @@ func (d *Docket) Drop(id watch.ID) error {
 		return err
 	}
 	// The mark comes first: between the two the sandbox is kept, and not an orphan that nobody knows to have been tried.
-	if err := write(filepath.Join(d.dropped, name), []byte("{}\n")); err != nil {
+	text, err := json.Marshal(mark{System: d.system})
+	if err != nil {
+		return fmt.Errorf("docket: drop %s: %w", id, err)
+	}
+	if err := write(filepath.Join(d.dropped, name), append(text, '\n')); err != nil {
 		return fmt.Errorf("docket: drop %s: %w", id, err)
 	}
 	return d.Close(id)
@@ -233,14 +296,24 @@ func (d *Docket) IsDropped(id watch.ID) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	_, err = os.Lstat(filepath.Join(d.dropped, name))
+	text, err := os.ReadFile(filepath.Join(d.dropped, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("docket: %w", err)
 	}
-	return true, nil
+	var m mark
+	if err := json.Unmarshal(text, &m); err != nil {
+		// That somebody made a mark is what counts.
+		return true, nil
+	}
+	return m.System == d.system, nil
+}
+
+// A mark is what a drop leaves.
+type mark struct {
+	System string `json:"system,omitempty"`
 }
 
 // Dropped lists the sandboxes that were dropped.
@@ -251,10 +324,17 @@ func (d *Docket) Dropped() ([]watch.ID, error) {
 	}
 	var ids []watch.ID
 	for _, entry := range entries {
-		name, isRecord := strings.CutSuffix(entry.Name(), recordSuffix)
-		kind, id, ok := strings.Cut(name, "-")
-		if isRecord && ok {
-			ids = append(ids, watch.ID{Kind: watch.Kind(kind), Name: id})
+		kind, name, _ := strings.Cut(strings.TrimSuffix(entry.Name(), recordSuffix), "-")
+		id := watch.ID{Kind: watch.Kind(kind), Name: name}
+		if name, err := fileName(id); err != nil || name != entry.Name() {
+			continue
+		}
+		ours, err := d.IsDropped(id)
+		if err != nil {
+			return nil, err
+		}
+		if ours {
+			ids = append(ids, id)
 		}
 	}
 	return ids, nil

@@ -54,6 +54,7 @@ type Judgement struct {
 	Verdict  Verdict
 	Reason   Reason
 	Inferred bool       // nobody said it of this very sandbox: the brake applies
+	Look     bool       // what it rests on is old: a full scan is due
 	Owner    watch.Life // as far as it counts: a PID of another namespace is Unknown whoever holds it here
 	Detail   string     // what a person would want to know besides
 	Next     time.Time  // when to judge again although nothing happened; zero: never
@@ -80,25 +81,31 @@ func (pol Policy) Judge(p *watch.Picture, e *watch.Entry, now time.Time) Judgeme
 	switch {
 	case p.Dropped(e.ID):
 		return Judgement{Reason: Pinned, Detail: "an operator dropped it from the dead letters"}
-	case e.Progress.Begun.IsZero():
+	case e.Progress.Begun.IsZero(), revived(e):
 		return j
 	case e.Progress.Attempts > 0 && !e.Progress.InFlight:
 		j.Verdict, j.Reason = Wait, Retrying
 		j.Detail = fmt.Sprintf("%s: attempt %d failed: %v", e.Progress.Reason, e.Progress.Attempts, e.Progress.Err)
 	default:
-		// What was begun is carried on, also if an owner container has come back: the sandbox's code is dead (R5).
+		// What was begun is carried on (R5).
 		j.Verdict, j.Reason, j.Inferred = Reap, Reason(e.Progress.Reason), false
 	}
 	j.Next = time.Time{}
 	return j
 }
 
+// revived reports whether the owner whose exit condemned a sandbox runs again. Only a container can. The sandbox's code
+// was stopped, but its owner may start it again and must then not lose it (R1).
+func revived(e *watch.Entry) bool {
+	return Reason(e.Progress.Reason) == OwnerContainerGone && e.Owner.Life == watch.Alive && !e.Progress.InFlight
+}
+
 func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
 	switch {
-	case e.Terms.Keep:
-		return Judgement{Reason: Pinned}
 	case e.Terms.Fault != "":
 		return Judgement{Reason: BadLabel, Detail: e.Terms.Fault}
+	case e.Terms.Keep:
+		return Judgement{Reason: Pinned}
 	}
 	j := pol.judgeOwner(p, e, now)
 	if j.Verdict == Reap || e.Created.IsZero() { // of unknown age is not old
@@ -129,7 +136,7 @@ func (pol Policy) judgeOwner(p *watch.Picture, e *watch.Entry, now time.Time) Ju
 	case watch.ProcessClaim:
 		return judgeProcess(p, e)
 	case watch.ContainerClaim:
-		return pol.judgeContainer(e, now)
+		return pol.judgeContainer(p, e, now)
 	default:
 		return Judgement{Reason: NotOwned}
 	}
@@ -156,17 +163,38 @@ func judgeProcess(p *watch.Picture, e *watch.Entry) Judgement {
 	}
 }
 
-func (pol Policy) judgeContainer(e *watch.Entry, now time.Time) Judgement {
+// restartGrace is the grace of an owner that its engine restarts. An engine that is shut down stops it first, goes on
+// answering for up to its shutdown timeout (15 s by default, seen: 10 s), and starts it again when it is back.
+const restartGrace = time.Minute
+
+func (pol Policy) judgeContainer(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
 	o := &e.Owner
+	grace := pol.Grace
+	if o.Restarts {
+		grace = max(grace, restartGrace)
+	}
+	down := o.ExitedAt
+	if back := p.Returned(e.ID.Kind); back.After(down) {
+		down = back // while its engine was away it could not be restarted
+	}
+	back := down.Add(grace) // by then it has been restarted, if it is
 	switch {
 	case o.Life == watch.Alive:
 		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
 	case o.Life != watch.Exited:
 		return Judgement{Reason: OwnerUnknown, Detail: o.Detail}
-	case !o.Gone && now.Before(o.ExitedAt.Add(pol.Grace)):
+	case !o.Gone && !p.Present(e.ID.Kind):
+		return Judgement{Reason: OwnerUnknown, Detail: "its engine is away, and may have stopped the owner to start it again"}
+	case !o.Gone && now.Before(back):
 		return Judgement{
-			Verdict: Wait, Reason: TooYoung, Owner: watch.Exited, Next: o.ExitedAt.Add(pol.Grace),
+			Verdict: Wait, Reason: TooYoung, Owner: watch.Exited, Next: back,
 			Detail: "the owner container stopped a moment ago and may be restarting",
+		}
+	case !o.Gone && o.Asked.Before(back):
+		// The news of its restart may be late or lost (R2). One scan is asked for; after that the next one will do.
+		return Judgement{
+			Verdict: Wait, Reason: TooYoung, Owner: watch.Exited, Look: p.Listed(e.ID.Kind).Before(back),
+			Detail: "the owner container stopped and has not been looked at since",
 		}
 	default:
 		return Judgement{Verdict: Reap, Reason: OwnerContainerGone, Owner: watch.Exited}

@@ -59,6 +59,34 @@ var (
 	cVague = watch.ContainerSeen{Ref: "boss", Named: true, Asked: at(1), Detail: "i/o timeout"}
 )
 
+// up and down are later looks at it.
+func up(when time.Duration) watch.Event {
+	c := cLives
+	c.Asked = at(when)
+	return c
+}
+
+func down(when time.Duration) watch.Event {
+	c := cDown
+	c.Asked = at(when)
+	return c
+}
+
+func restarts(ev watch.Event) watch.Event {
+	c := ev.(watch.ContainerSeen)
+	c.Restarts = true
+	return c
+}
+
+func backAt(when time.Duration) watch.Event {
+	return watch.SourceBack{Source: "docker", Kind: watch.Container, At: at(when)}
+}
+
+// listA is a list in which the sandbox of these tests is as it was.
+func listA(asked time.Duration) watch.Event {
+	return watch.Listed{Kind: watch.Container, Asked: at(asked), Sandboxes: []watch.Sandbox{labelled("a", nil)}}
+}
+
 func begun(step watch.Step, reason reap.Reason, when time.Duration) watch.Event {
 	return watch.StepBegun{ID: id("a"), Step: step, Reason: string(reason), At: at(when)}
 }
@@ -182,11 +210,11 @@ func TestJudge(t *testing.T) {
 			time.Hour,
 			reap.Judgement{Reason: reap.Pinned},
 		},
-		"pinned: though a label is malformed": {
+		"bad-label: though it is pinned": {
 			labels{"owner": "0", "keep": "true"},
 			[]watch.Event{ours},
 			time.Hour,
-			reap.Judgement{Reason: reap.Pinned},
+			reap.Judgement{Reason: reap.BadLabel},
 		},
 		"not-owned": {
 			labels{"group": "g"},
@@ -247,26 +275,74 @@ func TestJudge(t *testing.T) {
 		},
 		"too-young: a container that may be restarting": {
 			byContainer,
-			[]watch.Event{cLives, cDown},
+			[]watch.Event{here, cLives, cDown},
 			12*time.Second - 1,
 			reap.Judgement{Verdict: reap.Wait, Reason: reap.TooYoung, Owner: watch.Exited, Next: at(12 * time.Second)},
 		},
 		"too-young, and then the time is over": {
 			labels{"owner": "container:boss", "ttl": "11s"},
-			[]watch.Event{cLives, cDown},
+			[]watch.Event{here, cLives, cDown},
 			11*time.Second - 1,
 			reap.Judgement{Verdict: reap.Wait, Reason: reap.TooYoung, Owner: watch.Exited, Next: at(11 * time.Second)},
 		},
 		"too-young, and some time left": {
 			labels{"owner": "container:boss", "ttl": "1h"},
-			[]watch.Event{cLives, cDown},
+			[]watch.Event{here, cLives, cDown},
 			11 * time.Second,
 			reap.Judgement{Verdict: reap.Wait, Reason: reap.TooYoung, Owner: watch.Exited, Next: at(12 * time.Second)},
 		},
+		"R2 too-young: it may have been restarted since it was looked at": {
+			byContainer,
+			[]watch.Event{here, cLives, cDown},
+			time.Hour,
+			reap.Judgement{Verdict: reap.Wait, Reason: reap.TooYoung, Owner: watch.Exited, Look: true},
+		},
+		"R2 too-young: one scan is asked for, and not one more": {
+			byContainer,
+			[]watch.Event{here, cLives, cDown, listA(12 * time.Second)},
+			time.Hour,
+			reap.Judgement{Verdict: reap.Wait, Reason: reap.TooYoung, Owner: watch.Exited},
+		},
 		"owner-container-gone: it stays down": {
 			byContainer,
-			[]watch.Event{cLives, cDown},
+			[]watch.Event{here, cLives, cDown, down(12 * time.Second)},
 			12 * time.Second,
+			reap.Judgement{Verdict: reap.Reap, Reason: reap.OwnerContainerGone, Owner: watch.Exited},
+		},
+		"too-young: a container that its engine restarts": {
+			byContainer,
+			[]watch.Event{here, cLives, restarts(down(12 * time.Second))},
+			70*time.Second - 1,
+			reap.Judgement{Verdict: reap.Wait, Reason: reap.TooYoung, Owner: watch.Exited, Next: at(70 * time.Second)},
+		},
+		"owner-container-gone: its engine should have restarted it": {
+			byContainer,
+			[]watch.Event{here, cLives, restarts(down(70 * time.Second))},
+			70 * time.Second,
+			reap.Judgement{Verdict: reap.Reap, Reason: reap.OwnerContainerGone, Owner: watch.Exited},
+		},
+		"R1 owner-unknown: its engine is away and may start it again": {
+			byContainer,
+			[]watch.Event{here, cLives, down(12 * time.Second), away},
+			time.Hour,
+			reap.Judgement{Reason: reap.OwnerUnknown},
+		},
+		"R1 owner-unknown: its engine has never been there": {
+			byContainer,
+			[]watch.Event{cLives, down(12 * time.Second)},
+			time.Hour,
+			reap.Judgement{Reason: reap.OwnerUnknown},
+		},
+		"too-young: its engine came back a moment ago": {
+			byContainer,
+			[]watch.Event{here, cLives, down(12 * time.Second), away, backAt(time.Minute)},
+			62*time.Second - 1,
+			reap.Judgement{Verdict: reap.Wait, Reason: reap.TooYoung, Owner: watch.Exited, Next: at(62 * time.Second)},
+		},
+		"owner-container-gone: its engine is back, and it stays down": {
+			byContainer,
+			[]watch.Event{here, cLives, down(12 * time.Second), away, backAt(time.Minute), down(62 * time.Second)},
+			62 * time.Second,
 			reap.Judgement{Verdict: reap.Reap, Reason: reap.OwnerContainerGone, Owner: watch.Exited},
 		},
 		"owner-container-gone: removed, so no grace": {
@@ -287,12 +363,27 @@ func TestJudge(t *testing.T) {
 			4,
 			reap.Judgement{Verdict: reap.Reap, Reason: reap.OwnerExited, Owner: watch.Exited},
 		},
-		"R5 what was begun is carried on, also if the owner container is back": {
+		"R1 the owner container is back: it may start its sandbox again": {
 			byContainer,
 			[]watch.Event{
-				cLives, cDown, begun(watch.Kill, reap.OwnerContainerGone, 12*time.Second), ended(watch.Kill, 12*time.Second, nil),
-				watch.ContainerSeen{Ref: "boss", Named: true, Container: "B", Created: at(-time.Hour), Life: watch.Alive, Asked: at(13 * time.Second)},
+				here, cLives, cDown, begun(watch.Kill, reap.OwnerContainerGone, 12*time.Second), ended(watch.Kill, 12*time.Second, nil),
+				up(13 * time.Second),
 			},
+			14 * time.Second,
+			reap.Judgement{Reason: reap.OwnerAlive, Owner: watch.Alive},
+		},
+		"R5 the owner container is back, and the time is over": {
+			labels{"owner": "container:boss", "ttl": "5s"},
+			[]watch.Event{
+				here, cLives, begun(watch.Kill, reap.Expired, 12*time.Second), ended(watch.Kill, 12*time.Second, nil),
+				up(13 * time.Second),
+			},
+			14 * time.Second,
+			reap.Judgement{Verdict: reap.Reap, Reason: reap.Expired, Owner: watch.Alive},
+		},
+		"R5 the owner container is back while the removal is under way": {
+			byContainer,
+			[]watch.Event{here, cLives, cDown, begun(watch.Remove, reap.OwnerContainerGone, 12*time.Second), up(13 * time.Second)},
 			14 * time.Second,
 			reap.Judgement{Verdict: reap.Reap, Reason: reap.OwnerContainerGone, Owner: watch.Alive},
 		},
@@ -311,9 +402,69 @@ func TestJudge(t *testing.T) {
 			6,
 			reap.Judgement{Verdict: reap.Reap, Reason: reap.OwnerExited, Owner: watch.Exited},
 		},
+		"pinned: dropped by an operator, though its owner is dead": {
+			byPID,
+			[]watch.Event{ours, bossGone, watch.CaseDropped{ID: id("a")}},
+			time.Hour,
+			reap.Judgement{Reason: reap.Pinned},
+		},
+		"pinned: dropped while a reap of it is under way": {
+			byPID,
+			[]watch.Event{ours, bossGone, watch.CaseDropped{ID: id("a")}, begun(watch.Remove, reap.OwnerExited, 3)},
+			4,
+			reap.Judgement{Reason: reap.Pinned},
+		},
+		"R8 on record, and not tried": {
+			labels{"group": "g"},
+			[]watch.Event{watch.CaseResumed{Sandbox: labelled("a", nil), Reason: string(reap.OwnerExited), Begun: at(1)}},
+			time.Hour,
+			reap.Judgement{Verdict: reap.Reap, Reason: reap.OwnerExited},
+		},
+		"R8 on record, and tried": {
+			labels{"group": "g"},
+			[]watch.Event{watch.CaseResumed{Sandbox: labelled("a", nil), Reason: string(reap.OwnerExited), Begun: at(1), Attempts: 2, Err: broken}},
+			time.Hour,
+			reap.Judgement{Verdict: reap.Wait, Reason: reap.Retrying},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := picture(labelled("a", test.labels), test.events...)
+			got := reap.DefaultPolicy().Judge(p, p.Entry(id("a")), at(test.now))
+			if diff := cmp.Diff(test.want, got, cmpopts.IgnoreFields(reap.Judgement{}, "Detail")); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// Age by a rule is a ground of its own, but an inferred one, and any that is not comes before it.
+func TestAgeByARuleIsInferred(t *testing.T) {
+	for name, test := range map[string]struct {
+		labels labels
+		events []watch.Event
+		now    time.Duration
+		want   reap.Judgement
+	}{
+		"young":               {labels{"group": "g"}, nil, time.Minute - 1, reap.Judgement{Reason: reap.NotOwned, Next: at(time.Minute)}},
+		"old":                 {labels{"group": "g"}, nil, time.Minute, reap.Judgement{Verdict: reap.Reap, Reason: reap.Expired, Inferred: true}},
+		"owner alive":         {labels{"owner": "100"}, []watch.Event{ours, bossLives}, time.Minute, reap.Judgement{Verdict: reap.Reap, Reason: reap.Expired, Inferred: true, Owner: watch.Alive}},
+		"owner dead":          {labels{"owner": "100"}, []watch.Event{ours, bossGone}, time.Minute, reap.Judgement{Verdict: reap.Reap, Reason: reap.OwnerExited, Owner: watch.Exited}},
+		"its time is over":    {labels{"ttl": "30s"}, nil, time.Minute, reap.Judgement{Verdict: reap.Reap, Reason: reap.Expired}},
+		"its time comes next": {labels{"ttl": "30s"}, nil, time.Second, reap.Judgement{Reason: reap.NotOwned, Next: at(30 * time.Second)}},
+		"its time comes last": {labels{"ttl": "1h"}, nil, time.Second, reap.Judgement{Reason: reap.NotOwned, Next: at(time.Minute)}},
+		"pinned":              {labels{"keep": "true"}, nil, time.Hour, reap.Judgement{Reason: reap.Pinned}},
+		"malformed":           {labels{"owner": "x"}, nil, time.Hour, reap.Judgement{Reason: reap.BadLabel}},
+		"R5 begun: inferred no more": {
+			labels{"group": "g"},
+			[]watch.Event{begun(watch.Kill, reap.Expired, time.Minute)},
+			time.Hour,
+			reap.Judgement{Verdict: reap.Reap, Reason: reap.Expired},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := labelled("a", test.labels)
+			s.Terms.MaxAge = time.Minute
+			p := picture(s, test.events...)
 			got := reap.DefaultPolicy().Judge(p, p.Entry(id("a")), at(test.now))
 			if diff := cmp.Diff(test.want, got, cmpopts.IgnoreFields(reap.Judgement{}, "Detail")); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
@@ -329,7 +480,8 @@ func TestEveryVerdictThatIsNotPlainHasADetail(t *testing.T) {
 		"look":      picture(labelled("a", labels{"owner": "100"}), ours, bossVague),
 		"engine":    picture(labelled("a", labels{"owner": "container:boss"}), cVague),
 		"label":     picture(labelled("a", labels{"owner": "-1"})),
-		"restart":   picture(labelled("a", labels{"owner": "container:boss"}), cLives, cDown),
+		"restart":   picture(labelled("a", labels{"owner": "container:boss"}), here, cLives, cDown),
+		"away":      picture(labelled("a", labels{"owner": "container:boss"}), cLives, cDown),
 		"ttl":       picture(labelled("a", labels{"ttl": "1s"})),
 		"retry":     picture(labelled("a", labels{"ttl": "1s"}), begun(watch.Remove, reap.Expired, 3), ended(watch.Remove, 4, errors.New("busy"))),
 	} {

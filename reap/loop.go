@@ -112,7 +112,9 @@ func (l *Loop) Run(ctx context.Context) error {
 	defer cancel()
 
 	go l.runClerk(work)
-	l.resume()
+	if err := l.resume(); err != nil {
+		return err
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	interrupted := ctx.Done()
@@ -194,7 +196,17 @@ func (l *Loop) busy() bool {
 			return true
 		}
 	}
-	return l.running > 0 || l.filing > 0
+	return l.running > 0 || l.filing > 0 || l.Once && l.unseen == nil && l.braked()
+}
+
+// braked reports whether a sandbox waits for its second look.
+func (l *Loop) braked() bool {
+	for _, id := range l.Picture.IDs() {
+		if e := l.Picture.Entry(id); !e.Braked.IsZero() && e.Progress.Begun.IsZero() {
+			return true
+		}
+	}
+	return false
 }
 
 // fold takes one event into the picture and tells what is worth telling about it.
@@ -225,7 +237,7 @@ func (l *Loop) fold(ev watch.Event) {
 	case watch.NamespaceSeen:
 		l.namespace(ev)
 	case watch.RecordKept:
-		l.filed(ev.Err)
+		l.filed(ev.Err, ev.Written)
 	case watch.StepEnded:
 		l.stepEnded(ev)
 		return
@@ -241,7 +253,10 @@ func (l *Loop) apply(ev watch.Event) {
 	}
 	for _, e := range l.Picture.Apply(ev) {
 		delete(l.verdicts, e.ID)
-		if l.open[e.ID] == nil || l.DryRun {
+		if l.DryRun {
+			delete(l.open, e.ID)
+		}
+		if l.open[e.ID] == nil {
 			continue
 		}
 		l.finish(e.ID)
@@ -257,24 +272,24 @@ func (l *Loop) stepEnded(ev watch.StepEnded) {
 	case watch.Remove:
 		l.running--
 	case watch.Record:
-		l.filed(ev.Err)
+		l.filed(ev.Err, true)
 	}
 	if errors.Is(ev.Err, errDropped) {
-		delete(l.open, ev.ID)
-		l.dropped[ev.ID] = struct{}{}
-		l.apply(watch.CaseDropped{ID: ev.ID})
+		l.drop(ev.ID)
 		return
 	}
-	l.apply(ev)
 	e := l.Picture.Entry(ev.ID)
+	ours := e != nil && e.Progress.InFlight && e.Progress.Step == ev.Step
+	l.apply(ev)
 	switch {
-	case e == nil:
+	case !ours: // of a reap that has ended before; its sandbox may have been seen again
 	case ev.Err == nil && ev.Step == watch.Remove:
 		l.apply(watch.SandboxGone{ID: ev.ID, At: ev.At})
 	case ev.Err != nil && ev.Step == watch.Remove:
 		l.status.Failed++
+		before := l.open[ev.ID].GaveUp
 		l.update(e)
-		l.tellFailed(e, ev.Err)
+		l.tellFailed(e, ev.Err, before)
 		l.report(e, ev.Err)
 	case ev.Err != nil && ev.Step != watch.Record:
 		l.Log.Debug("could not signal the sandbox's init, its system will end it", l.about(e, watch.KeyError, ev.Err)...)
@@ -307,6 +322,9 @@ func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
 		if !begun {
 			l.open[step.ID] = newCase(l.Picture.Entry(step.ID), step, now)
 		}
+		if pr := l.Picture.Entry(step.ID).Progress; pr.InFlight && pr.Step == watch.Record {
+			l.tellDocket(errHungDisk)
+		}
 		l.apply(watch.StepBegun{ID: step.ID, Step: step.Do, Reason: string(step.Reason), At: now})
 		switch step.Do {
 		case watch.Remove:
@@ -315,13 +333,21 @@ func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
 			l.record(step.ID)
 		default:
 			err := l.Platforms[step.ID.Kind].Stop(step.ID, step.Do)
-			l.open[step.ID].Steps[0].Done = err == nil
+			l.open[step.ID].Steps[0] = CaseStep{Step: step.Do.String(), Done: err == nil}
 			ended = append(ended, watch.StepEnded{ID: step.ID, Step: step.Do, Err: err, At: time.Now()})
 			l.boundary(BoundaryStopped)
 		}
 	}
+	for _, id := range plan.Abandoned {
+		l.tellAbandoned(id)
+		l.apply(watch.CaseAbandoned{ID: id})
+		l.finish(id)
+	}
 	for _, id := range plan.Braked {
 		l.apply(watch.Braked{ID: id, At: time.Now()})
+	}
+	for _, id := range plan.Released {
+		l.apply(watch.Braked{ID: id})
 	}
 	if len(plan.Braked) > 0 {
 		l.tellBrake(len(plan.Braked))
@@ -345,12 +371,15 @@ func (l *Loop) dispatch(ctx context.Context) {
 	for l.running < l.Workers && len(l.queue) > 0 {
 		id := l.queue[0].ID
 		l.queue = l.queue[1:]
-		if l.Picture.Entry(id) == nil {
-			continue // it went by itself
+		e := l.Picture.Entry(id)
+		if e == nil || !e.Progress.InFlight {
+			continue // it went by itself, and may have been seen again
 		}
 		l.running++
+		// A system that has to ask the sandbox to end may need as long as that was promised.
+		timeout := l.Timeout + e.Terms.StopTimeout
 		go func() {
-			ctx, cancel := context.WithTimeout(ctx, l.Timeout)
+			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
 			err := l.remove(ctx, id)
 			l.Inbox.Post(watch.StepEnded{ID: id, Step: watch.Remove, Err: err, At: time.Now()})

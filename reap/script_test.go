@@ -32,6 +32,9 @@ var update = flag.Bool("update", false, "rewrite what the scripts in testdata ex
 //	init a dies                           the first process of a sandbox does
 //	gone a                                the sandbox is gone
 //	list a b, list failed                 a full list, of just these; a list that could not be had
+//	engine away|back                      whether it can be reached; at first it can
+//	record a 3                            the docket has a case of it, with so many removals that failed
+//	drop a                                an operator gives it up
 //	pids foreign|ours                     whether PIDs mean the same there and here; at first they do
 //	wait 5s                               time passes
 //	removed a, unremovable a why          how a removal that was begun ends
@@ -136,7 +139,7 @@ func (w *world) look() {
 }
 
 func (w *world) do(command string, args []string) error {
-	need := map[string]int{"wait": 1, "owner": 2, "container": 2, "sandbox": 1, "init": 2, "gone": 1, "pids": 1, "removed": 1, "unremovable": 2}
+	need := map[string]int{"wait": 1, "owner": 2, "container": 2, "sandbox": 1, "init": 2, "gone": 1, "pids": 1, "engine": 1, "record": 2, "drop": 1, "removed": 1, "unremovable": 2}
 	if len(args) < need[command] {
 		return errors.New("too few words")
 	}
@@ -172,6 +175,20 @@ func (w *world) do(command string, args []string) error {
 		w.apply(list)
 	case "pids":
 		w.apply(watch.NamespaceSeen{Kind: watch.Container, Shared: args[0] == "ours", Detail: "the engine is on another machine"})
+	case "engine":
+		if args[0] == "away" {
+			w.apply(away)
+		} else {
+			w.apply(watch.SourceBack{Source: "docker", Kind: watch.Container, At: w.now})
+		}
+	case "record":
+		attempts, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		w.apply(watch.CaseResumed{Sandbox: watch.Sandbox{ID: id(args[0]), Name: args[0]}, Reason: "owner-exited", Begun: w.now, Attempts: attempts})
+	case "drop":
+		w.apply(watch.CaseDropped{ID: id(args[0])})
 	case "removed":
 		w.apply(watch.StepEnded{ID: id(args[0]), Step: watch.Remove, At: w.now})
 		w.apply(watch.SandboxGone{ID: id(args[0]), At: w.now})
@@ -294,6 +311,13 @@ func (w *world) decide() {
 				w.say("%s: %s", j.ID.Name, said)
 			}
 			w.picture.Settle(j.ID, j.Next)
+		}
+		for _, id := range plan.Abandoned {
+			w.say("abandon %s", id.Name)
+			w.apply(watch.CaseAbandoned{ID: id})
+		}
+		if plan.SecondLook {
+			w.say("look at all again")
 		}
 		for _, step := range plan.Steps {
 			if step.Do != watch.Remove {

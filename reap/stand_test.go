@@ -75,11 +75,13 @@ func onStand(t *testing.T, edit func(*reap.Config), test func(s *stand)) {
 			defer close(running)
 			s.ended <- s.loop.Run(ctx)
 		}()
+		defer func() { // also when the test gives up
+			cancel()
+			<-running
+		}()
 		s.inbox.Post(ours, here)
 		s.settle()
 		test(s)
-		cancel()
-		<-running
 	})
 }
 

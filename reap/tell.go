@@ -47,7 +47,7 @@ func (l *Loop) tellVerdict(j Judged) {
 		l.Log.Log(context.Background(), level, message, attrs...)
 	}
 	switch {
-	case before.Reason == Retrying:
+	case before.Reason == Retrying && j.Verdict == Reap:
 		// The next attempt at a reap that has been told already.
 	case j.Verdict == Reap && l.DryRun:
 		tell(slog.LevelInfo, watch.EventWouldReap, "would reap")
@@ -67,7 +67,7 @@ func (l *Loop) tellVerdict(j Judged) {
 
 func (l *Loop) tellReaped(e *watch.Entry, at time.Time) {
 	attrs := l.about(e, watch.KeyEvent, watch.EventReaped, watch.KeyReason, e.Progress.Reason, watch.KeyAttempt, e.Progress.Attempts+1)
-	if died := e.Owner.ExitedAt; !died.IsZero() {
+	if died := e.Owner.ExitedAt; !died.IsZero() && Reason(e.Progress.Reason) != Expired {
 		if stopped := e.Progress.Stopped; !stopped.IsZero() {
 			attrs = append(attrs, watch.KeyStopUS, max(stopped.Sub(died), 0).Microseconds())
 		}
@@ -76,13 +76,14 @@ func (l *Loop) tellReaped(e *watch.Entry, at time.Time) {
 	l.Log.Info("reaped", attrs...)
 }
 
-func (l *Loop) tellFailed(e *watch.Entry, err error) {
+// tellFailed tells that a removal failed, and whether it was given up by this.
+func (l *Loop) tellFailed(e *watch.Entry, err error, before bool) {
 	n := e.Progress.Attempts
 	attrs := l.about(e, watch.KeyReason, e.Progress.Reason, watch.KeyAttempt, n, watch.KeyError, err)
 	switch {
 	case n < l.Policy.Attempts:
 		l.Log.Warn("could not remove, will try again", append(attrs, watch.KeyEvent, watch.EventReapFailed)...)
-	case n == l.Policy.Attempts:
+	case !before:
 		l.Log.Error("could not remove, will only try now and then", append(attrs, watch.KeyEvent, watch.EventGaveUp)...)
 	default:
 		l.Log.Debug("still could not remove", append(attrs, watch.KeyEvent, watch.EventReapFailed)...)
@@ -98,6 +99,14 @@ func (l *Loop) tellScan(ev watch.ScanEnded) {
 	l.Log.Log(context.Background(), level, "scanned", watch.KeyEvent, watch.EventScan, watch.KeySandboxes, l.Picture.Len(), "open", len(l.open), "lists_failed", ev.Failed)
 }
 
+// tellAbandoned tells that a reap ends without its end.
+func (l *Loop) tellAbandoned(id watch.ID) {
+	if e := l.Picture.Entry(id); e != nil {
+		l.Log.Warn("left alone after all: its owner runs again",
+			l.about(e, watch.KeyEvent, watch.EventHeld, watch.KeyReason, string(OwnerAlive))...)
+	}
+}
+
 // tellDocket tells that the docket cannot be written, and that it can again. Reaping goes on without: a container keeps
 // its labels until it is gone, so after a crash a scan finds it again.
 func (l *Loop) tellDocket(err error) {
@@ -106,7 +115,7 @@ func (l *Loop) tellDocket(err error) {
 		l.Log.Error("cannot write the docket; reaps go on, but would not be remembered in a crash",
 			watch.KeyEvent, watch.EventDocketFailed, watch.KeyError, err)
 	case err == nil && l.undurable:
-		l.Log.Info("the docket can be written again")
+		l.Log.Info("the docket can be written again", watch.KeyEvent, watch.EventDocketFailed)
 	}
 	l.undurable = err != nil
 }
@@ -132,9 +141,9 @@ func (l *Loop) tellBrake(n int) {
 
 func listOf(kind watch.Kind) string { return "list of " + string(kind) + "s" }
 
-// listFailed tells a failed list unless a lost source explains it already.
+// listFailed tells a failed list, unless that the kind's system is away explains it already.
 func (l *Loop) listFailed(ev watch.ListFailed) {
-	if len(l.lost) == 0 || l.lost[listOf(ev.Kind)] {
+	if l.Picture.Present(ev.Kind) {
 		l.sourceLost(listOf(ev.Kind), ev.Err)
 		return
 	}

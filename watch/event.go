@@ -56,6 +56,7 @@ type (
 		Process Process   // who holds the PID, or held it until At; the zero Process if the look found nobody
 		Born    time.Time // the process's start by the wall clock
 		Life    Life      // Unknown: the look failed, and Detail says how
+		Thread  bool      // the number is that of a thread and not of a process
 		At      time.Time // when it was seen so; of an exit, when it happened if the kernel told
 		Detail  string
 	}
@@ -69,6 +70,7 @@ type (
 		Created   time.Time // by the engine's clock
 		Life      Life
 		Gone      bool      // exited, and removed as well
+		Restarts  bool      // its engine restarts it after an exit or after its own restart
 		Since     time.Time // of an exit, when it happened
 		Asked     time.Time
 		Detail    string
@@ -117,16 +119,20 @@ type (
 	// CaseDropped says that an operator gave a sandbox up: it is kept from now on.
 	CaseDropped struct{ ID ID }
 
-	// Braked says that a sandbox is not reaped before it has been looked at again.
+	// CaseAbandoned says that a reap was begun and will not be finished, because its ground is gone.
+	CaseAbandoned struct{ ID ID }
+
+	// Braked says that a sandbox is not reaped before it has been looked at again, or that this is over.
 	Braked struct {
 		ID ID
-		At time.Time
+		At time.Time // zero: it is over
 	}
 
 	// RecordKept is the result of a change to the docket other than a Record step.
 	RecordKept struct {
-		ID  ID
-		Err error
+		ID      ID
+		Written bool // and not removed
+		Err     error
 	}
 
 	// StepBegun says that a step of a reap has been handed to whoever carries it out.
@@ -162,6 +168,7 @@ func (SourceLost) isEvent()    {}
 func (SourceBack) isEvent()    {}
 func (CaseResumed) isEvent()   {}
 func (CaseDropped) isEvent()   {}
+func (CaseAbandoned) isEvent() {}
 func (Braked) isEvent()        {}
 func (RecordKept) isEvent()    {}
 func (StepBegun) isEvent()     {}

@@ -3,6 +3,7 @@ package watch
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -15,6 +16,7 @@ type Picture struct {
 	dropped    map[ID]struct{}
 	namespaces map[Kind]NamespaceSeen
 	present    map[Kind]bool              // the kind's system can be reached
+	returned   map[Kind]time.Time         // when it came back, if it was away
 	claimants  map[string]map[ID]struct{} // sandboxes by what their claims name: a PID or a container reference
 	agenda     agenda
 
@@ -30,6 +32,7 @@ func NewPicture(boot string) *Picture {
 		dropped:    map[ID]struct{}{},
 		namespaces: map[Kind]NamespaceSeen{},
 		present:    map[Kind]bool{},
+		returned:   map[Kind]time.Time{},
 		listed:     map[Kind]time.Time{},
 		claimants:  map[string]map[ID]struct{}{},
 		agenda:     newAgenda(),
@@ -54,6 +57,8 @@ type Owner struct {
 	Asked     time.Time // of a container: what was asked before then is stale
 	Replaced  bool      // exited, because its PID belongs to a later process
 	Gone      bool      // of a container: not only exited but removed
+	Restarts  bool      // of a container: its engine restarts it
+	Thread    bool      // the claim's number was seen to be a thread's, whose end is no process's
 	ExitedAt  time.Time // when it exited, if that was observed
 	Detail    string    // why Life is Unknown
 }
@@ -85,6 +90,9 @@ func (p *Picture) Len() int { return len(p.sandboxes) }
 
 // Present reports whether the system of a kind of sandbox can be reached. Until a [SourceBack] says so it cannot.
 func (p *Picture) Present(kind Kind) bool { return p.present[kind] }
+
+// Returned is when the system of a kind came back after it had been lost; the zero time if it never was.
+func (p *Picture) Returned(kind Kind) time.Time { return p.returned[kind] }
 
 // Listed is when the latest list of a kind was asked for.
 func (p *Picture) Listed(kind Kind) time.Time { return p.listed[kind] }
@@ -162,6 +170,9 @@ func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
 	case StepEnded:
 		p.applyStepEnded(ev)
 	case SourceBack:
+		if was, known := p.present[ev.Kind]; known && !was {
+			p.returned[ev.Kind] = ev.At
+		}
 		p.present[ev.Kind] = true
 		p.retry(ev.Kind)
 	case SourceLost:
@@ -169,9 +180,12 @@ func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
 	case CaseResumed:
 		p.applyCaseResumed(ev)
 	case CaseDropped:
-		p.applyCaseDropped(ev)
+		p.dropped[ev.ID] = struct{}{}
+		p.endCase(ev.ID)
+	case CaseAbandoned:
+		p.endCase(ev.ID)
 	case Braked:
-		if e := p.sandboxes[ev.ID]; e != nil && e.Braked.IsZero() {
+		if e := p.sandboxes[ev.ID]; e != nil && (e.Braked.IsZero() || ev.At.IsZero()) {
 			e.Braked = ev.At
 		}
 	case ListFailed, LookFailed, ScanBegun, ScanEnded, RecordKept:
@@ -341,12 +355,11 @@ func (p *Picture) applyCaseResumed(ev CaseResumed) {
 	p.agenda.touch(e.ID)
 }
 
-// applyCaseDropped ends a reap without its end.
-func (p *Picture) applyCaseDropped(ev CaseDropped) {
-	p.dropped[ev.ID] = struct{}{}
-	if e := p.sandboxes[ev.ID]; e != nil {
+// endCase ends a reap without its end.
+func (p *Picture) endCase(id ID) {
+	if e := p.sandboxes[id]; e != nil {
 		e.Progress = Progress{}
-		p.agenda.touch(ev.ID)
+		p.agenda.touch(id)
 	}
 }
 
@@ -369,10 +382,17 @@ func (o *Owner) learnProcess(s Sandbox, seen ProcessSeen) {
 	}
 	nobody := seen.Process.PID == 0
 	switch {
+	case seen.Thread && !o.Thread && !nobody && o.Process.PID == 0 && o.Claim.Process.Start != 0 && seen.Process.Start != o.Claim.Process.Start:
+		// The number went to a thread that started at another time than the owner did, so the owner has it no more.
+		o.Replaced = true
+		o.exit(time.Time{})
 	case seen.Life == Unknown:
+		o.Thread = o.Thread || seen.Thread
 		if o.Process.PID == 0 {
 			o.Detail = seen.Detail
 		}
+	case o.Thread && nobody:
+		o.Detail = "the number was a thread's, and the thread has ended; its process may live"
 	case o.Process.PID == 0 && !nobody && seen.Life == Exited && seen.Process.Start != o.Claim.Process.Start:
 		// Somebody died who was held for another sandbox. The PID may have gone to this one's owner since, so only the
 		// look that a new claim asks for binds it (W2).
@@ -389,6 +409,11 @@ func (o *Owner) learnProcess(s Sandbox, seen ProcessSeen) {
 		o.exit(time.Time{})
 	case o.Claim.Process.Start != 0:
 		if seen.Process.Start != o.Claim.Process.Start {
+			if s.Init.PID != 0 && o.Claim.Process.Start > s.Init.Start {
+				// A process that starts after its sandbox cannot have made it: the label is of another boot or host.
+				o.Detail = "by its label the owner started after the sandbox, which cannot be"
+				return
+			}
 			o.Replaced = true
 			o.exit(time.Time{})
 			return
@@ -438,13 +463,13 @@ func (o *Owner) learnContainer(s Sandbox, seen ContainerSeen) {
 			o.Detail = seen.Detail
 		}
 		return
-	case seen.Container == "", !bound && !s.Created.IsZero() && seen.Created.After(s.Created.Add(clockSlack)):
+	case seen.Container == "", !bound && seen.younger(s):
 		// The name is free, or belongs to a container younger than the sandbox.
 		o.exit(time.Time{})
 		o.Gone = true
 		return
 	}
-	o.Container, o.Asked, o.Detail = seen.Container, seen.Asked, ""
+	o.Container, o.Asked, o.Detail, o.Restarts = seen.Container, seen.Asked, "", seen.Restarts
 	if seen.Life == Alive {
 		o.Life, o.ExitedAt = Alive, time.Time{}
 		return
@@ -453,8 +478,14 @@ func (o *Owner) learnContainer(s Sandbox, seen ContainerSeen) {
 	if at.IsZero() {
 		at = seen.Asked
 	}
-	if o.Life != Exited {
+	if o.Life != Exited || seen.Since.After(o.ExitedAt) {
 		o.exit(at)
 	}
 	o.Gone = seen.Gone
+}
+
+// younger reports whether the container is younger than a sandbox that names it by name. One that is named by its ID is
+// not, whatever the clocks say: nobody knows an ID before the container exists.
+func (c ContainerSeen) younger(s Sandbox) bool {
+	return !strings.HasPrefix(c.Container, c.Ref) && !s.Created.IsZero() && c.Created.After(s.Created.Add(clockSlack))
 }

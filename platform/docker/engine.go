@@ -32,6 +32,8 @@ const (
 	// replay is how far back a subscription reaches. The engine answers before it has subscribed us, and what happens
 	// in between would be lost. It keeps 256 events.
 	replay = 5 * time.Second
+	// settled is how long a session lasts that was no failure in disguise. After a shorter one the pauses go on growing.
+	settled = 5 * time.Second
 )
 
 // An Engine is one engine, through all its restarts. It is safe for concurrent use.
@@ -92,11 +94,15 @@ func (e *Engine) Run(ctx context.Context) error {
 	wait.InitialInterval = 100 * time.Millisecond
 	wait.MaxInterval = 10 * time.Second
 	for {
-		err := e.Session(ctx, wait.Reset)
+		began := time.Now()
+		err := e.Session(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		e.post(watch.SourceLost{Source: Source, Err: err, At: time.Now()})
+		if time.Since(began) > settled {
+			wait.Reset()
+		}
+		e.post(watch.SourceLost{Source: Source, Kind: watch.Container, Err: err, At: time.Now()})
 		e.pause(ctx, wait.NextBackOff())
 	}
 }
@@ -116,7 +122,7 @@ func (e *Engine) pause(ctx context.Context, d time.Duration) {
 
 // Session connects, subscribes, says so, and tells what happens until the engine or ctx ends. It returns an error in
 // every case.
-func (e *Engine) Session(ctx context.Context, connected func()) error {
+func (e *Engine) Session(ctx context.Context) error {
 	// Negotiation happens once per client, and the engine may have been upgraded: so each session has a new one.
 	cli, err := e.dial(ctx)
 	if err != nil {
@@ -139,7 +145,15 @@ func (e *Engine) Session(ctx context.Context, connected func()) error {
 	e.mu.Lock()
 	e.cli = cli
 	e.mu.Unlock()
-	connected()
+	// What is wrong with the stream, as a proxy that forbids it, shows after one more call.
+	if err := ping(ctx, cli); err != nil {
+		return e.hint(err)
+	}
+	select {
+	case err := <-errs:
+		return fmt.Errorf("events of the engine at %s: %w", e.host, err)
+	default:
+	}
 	e.post(watch.SourceBack{Source: Source, Kind: watch.Container, At: time.Now()})
 	for {
 		select {
@@ -155,16 +169,25 @@ func (e *Engine) Session(ctx context.Context, connected func()) error {
 
 func (e *Engine) dial(ctx context.Context) (*client.Client, error) {
 	// DOCKER_API_VERSION is left alone on purpose: it would switch the negotiation off.
-	cli, err := client.NewClientWithOpts(client.WithTLSClientConfigFromEnv(), client.WithHost(e.host), client.WithAPIVersionNegotiation())
+	options := []client.Opt{client.WithTLSClientConfigFromEnv(), client.WithHost(e.host), client.WithAPIVersionNegotiation()}
+	if path, ok := e.socket(); ok {
+		options = append(options, client.WithDialContext(samePeer(path)))
+	}
+	cli, err := client.NewClientWithOpts(options...)
 	if err != nil {
 		return nil, fmt.Errorf("engine at %q: %w", e.host, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	if _, err := cli.Ping(ctx); err != nil {
+	if err := ping(ctx, cli); err != nil {
 		return nil, errors.Join(err, cli.Close())
 	}
 	return cli, nil
+}
+
+func ping(ctx context.Context, cli *client.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := cli.Ping(ctx)
+	return err
 }
 
 func (e *Engine) hangUp(cli *client.Client) {
@@ -219,8 +242,9 @@ func (e *Engine) namespace(ctx context.Context, cli *client.Client) watch.Namesp
 	return seen
 }
 
-// sameHost returns nil only if the process that serves the socket is in our PID namespace, and the engine behind it
-// says that it runs on a machine of our name and kernel: the socket may be a tunnel's.
+// sameHost returns nil only if the process that serves the socket is in our PID namespace, and the engine behind it runs
+// on this machine: the socket may be a tunnel's. An engine of this machine reports our name and kernel, and if containers
+// run there, the first process of one of them is seen here in that container's cgroup.
 func (e *Engine) sameHost(ctx context.Context, cli *client.Client) error {
 	path, ok := e.socket()
 	switch {
@@ -228,6 +252,9 @@ func (e *Engine) sameHost(ctx context.Context, cli *client.Client) error {
 		return errors.New("/proc cannot be read here")
 	case !ok:
 		return fmt.Errorf("the engine at %s may be on another machine", e.host)
+	}
+	if shifted, err := e.proc.ShiftedClock(); err != nil || shifted {
+		return errors.Join(err, errors.New("we are in a time namespace, where start times read differently"))
 	}
 	pid, err := listener(path)
 	if err != nil {
@@ -256,8 +283,40 @@ func (e *Engine) sameHost(ctx context.Context, cli *client.Client) error {
 	if info.Name != name || info.KernelVersion != kernel {
 		return fmt.Errorf("the engine says that it runs on %s with kernel %s, and this is %s with kernel %s", info.Name, info.KernelVersion, name, kernel)
 	}
+	return e.seesContainers(ctx, cli)
+}
+
+// seesContainers returns nil if no container runs, or if the first process of one is where the engine says.
+func (e *Engine) seesContainers(ctx context.Context, cli *client.Client) error {
+	running, err := cli.ContainerList(ctx, container.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("ask the engine what runs: %w", err)
+	}
+	missed := 0
+	for _, line := range running {
+		c, err := inspect(ctx, cli, line.ID)
+		if errdefs.IsNotFound(err) || err == nil && c.State.Pid == 0 {
+			continue // it has ended meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("ask the engine what runs: %w", err)
+		}
+		init, err := e.openInit(c.ID, c.State.Pid)
+		if err == nil {
+			return init.Close()
+		}
+		if missed++; missed == enoughMissed {
+			break
+		}
+	}
+	if missed > 0 {
+		return errors.New("containers run there, and none of their processes is seen here")
+	}
 	return nil
 }
+
+// enoughMissed is how many containers may have ended between two calls until it counts as proof that they are elsewhere.
+const enoughMissed = 8
 
 // SharesProcesses returns nil only if PIDs mean the same to the engine and to us.
 func (e *Engine) SharesProcesses(ctx context.Context) error {
@@ -268,6 +327,35 @@ func (e *Engine) SharesProcesses(ctx context.Context) error {
 	return errors.Join(e.sameHost(ctx, cli), cli.Close())
 }
 
+// samePeer returns a dialer for the connections of one client. The first one settles who serves the socket; if that
+// changes, as when another engine's socket is put in its place, the others fail: an answer of a second engine about a
+// container of the first would be "not found".
+func samePeer(path string) func(ctx context.Context, _, _ string) (net.Conn, error) {
+	var first struct {
+		sync.Mutex
+		known bool
+		pid   int
+	}
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", path)
+		if err != nil {
+			return nil, err
+		}
+		pid, err := listenerOf(conn)
+		if err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+		first.Lock()
+		defer first.Unlock()
+		if first.known && pid != first.pid {
+			return nil, errors.Join(fmt.Errorf("%s is served by process %d now, and was by %d", path, pid, first.pid), conn.Close())
+		}
+		first.known, first.pid = true, pid
+		return conn, nil
+	}
+}
+
 // listener returns the PID of the process that called listen on a socket, as our PID namespace numbers it; 0 if it is
 // not in it (SO_PEERCRED, unix(7)).
 func listener(path string) (pid int, err error) {
@@ -276,6 +364,10 @@ func listener(path string) (pid int, err error) {
 		return 0, err
 	}
 	defer conn.Close()
+	return listenerOf(conn)
+}
+
+func listenerOf(conn net.Conn) (pid int, err error) {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
 		return 0, err

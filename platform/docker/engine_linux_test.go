@@ -112,7 +112,7 @@ func TestEngineEnds(t *testing.T) {
 		t.Errorf("hung: Remove = %v", err)
 	}
 	other := New(private.Host(), newProc(t), r.post)
-	if err := other.Session(within(t, short), func() { t.Error("connected to a hung engine") }); !errors.Is(err, context.DeadlineExceeded) {
+	if err := other.Session(within(t, short)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("hung: Session = %v", err)
 	}
 	mark := r.mark()
@@ -173,13 +173,13 @@ func TestWithoutSession(t *testing.T) {
 	if err := e.Remove(t.Context(), containerID(strings.Repeat("a", 64))); !errors.Is(err, ErrNotConnected) {
 		t.Errorf("Remove = %v", err)
 	}
-	if err := e.Session(t.Context(), func() { t.Error("connected") }); err == nil {
+	if err := e.Session(t.Context()); err == nil {
 		t.Error("Session = nil")
 	}
 	if err := e.SharesProcesses(t.Context()); err == nil {
 		t.Error("SharesProcesses = nil")
 	}
-	if err := New("nonsense", newProc(t), nil).Session(t.Context(), func() { t.Error("connected") }); err == nil {
+	if err := New("nonsense", newProc(t), nil).Session(t.Context()); err == nil {
 		t.Error("Session with nonsense = nil")
 	}
 	e.Close()
@@ -266,7 +266,7 @@ func TestNamespace(t *testing.T) {
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
-			go func() { ended <- e.Session(ctx, func() {}) }()
+			go func() { ended <- e.Session(ctx) }()
 			t.Cleanup(func() {
 				cancel()
 				receive(t, ended)
@@ -309,11 +309,7 @@ func TestNamespaceComesFirst(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- e.Session(ctx, func() {
-			if len(r.since(0)) == 0 {
-				t.Error("containers may be listed, and where the engine runs has not been told")
-			}
-		})
+		ended <- e.Session(ctx)
 	}()
 	receive(t, asked)
 	if events, err := e.List(t.Context()); !errors.Is(err, ErrNotConnected) {
@@ -581,18 +577,16 @@ func TestRemoveKeepsAPromise(t *testing.T) {
 	awaitHandler(t, private.PIDs(t, id)[0])
 	since := time.Now()
 	// Without a view of processes nothing is held.
-	e := New(private.Host(), nil, func(...watch.Event) {})
+	r := newRecord()
+	e := New(private.Host(), nil, r.post)
 	ctx, stop := context.WithCancel(t.Context())
-	connected, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = e.Session(ctx, func() { close(connected) })
-	}()
+	ended := make(chan error, 1)
+	go func() { ended <- e.Session(ctx) }()
 	defer func() {
 		stop()
-		<-ended
+		receive(t, ended)
 	}()
-	<-connected
+	await(t, r, 0, "connected", anyOf[watch.SourceBack])
 	listed(t, e)
 	must(t, e.Remove(t.Context(), containerID(id)))
 	private.WaitGone(t, id)

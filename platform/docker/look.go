@@ -167,6 +167,10 @@ func seeOwner(ctx context.Context, cli *client.Client, ref, id string) watch.Con
 		seen.Detail = fmt.Sprintf("container %s: created %q: %v", c.ID, c.Created, err)
 		return seen
 	}
+	if c.HostConfig != nil {
+		policy := c.HostConfig.RestartPolicy
+		seen.Restarts = policy.IsAlways() || policy.IsUnlessStopped() || policy.IsOnFailure()
+	}
 	switch watch.State(c.State.Status) {
 	case watch.Stopped, watch.Dead:
 		seen.Life = watch.Exited

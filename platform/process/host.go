@@ -1,7 +1,9 @@
 package process
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -69,6 +71,22 @@ func (h *Host) InitialNamespace() (bool, error) {
 		return false, fmt.Errorf("find out in which PID namespace we are: %w", err)
 	}
 	return ns == initialPIDNamespace, nil
+}
+
+// initialTimeNamespace is the inode of the first time namespace, PROC_TIME_INIT_INO in include/linux/proc_ns.h.
+const initialTimeNamespace = "time:[4026531834]"
+
+// ShiftedClock reports whether we are in a time namespace of our own (time_namespaces(7), Linux 5.6). There /proc shows
+// start times that differ from those which others read.
+func (h *Host) ShiftedClock() (bool, error) {
+	ns, err := os.Readlink(filepath.Join(h.root, "self/ns/time"))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil // a kernel without time namespaces
+	case err != nil:
+		return false, fmt.Errorf("find out in which time namespace we are: %w", err)
+	}
+	return ns != initialTimeNamespace, nil
 }
 
 // dir is the folder of a process in this host's proc file system.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
@@ -43,7 +42,11 @@ func (o *Owners) Hold(pid int) watch.ProcessSeen {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if w := o.held[pid]; w != nil && !w.exited {
-		if exited, err := o.exited(w); err != nil || !exited {
+		exited, err := o.exited(w)
+		switch {
+		case err != nil:
+			return watch.ProcessSeen{PID: pid, Life: watch.Unknown, At: time.Now(), Detail: err.Error()}
+		case !exited:
 			return w.seen(watch.Alive, time.Now())
 		}
 	}
@@ -52,7 +55,14 @@ func (o *Owners) Hold(pid int) watch.ProcessSeen {
 	case errors.Is(err, ErrGone):
 		return watch.ProcessSeen{PID: pid, Life: watch.Exited, At: time.Now()}
 	case err != nil:
-		return watch.ProcessSeen{PID: pid, Life: watch.Unknown, At: time.Now(), Detail: err.Error()}
+		seen := watch.ProcessSeen{PID: pid, Life: watch.Unknown, At: time.Now(), Detail: err.Error()}
+		if leader, err := o.host.leader(pid); err == nil && leader != pid {
+			seen.Thread = true
+			if stat, err := o.host.stat(pid); err == nil {
+				seen.Process = watch.Process{PID: pid, Start: stat.Starttime, Boot: o.host.boot}
+			}
+		}
+		return seen
 	}
 	o.drop(pid)
 	o.held[pid] = w
@@ -73,8 +83,8 @@ func (o *Owners) wait(w *owner) {
 		o.bury(w, time.Now())
 	case errors.Is(err, os.ErrClosed):
 	default:
-		// The next scan finds out what this goroutine could not.
-		o.post(watch.SourceLost{Source: "pidfd of " + strconv.Itoa(w.process.PID), Err: err, At: time.Now()})
+		// The scan that this asks for finds out what the goroutine could not.
+		o.post(watch.LookFailed{At: time.Now(), Err: fmt.Errorf("wait for the end of process %d: %w", w.process.PID, err)})
 	}
 }
 

@@ -1,4 +1,4 @@
-# Targets for users: build, install, uninstall, demo, test. For engineers: lint, vuln, bench.
+# Targets for users: build, install, uninstall, demo, test. For engineers: lint, vuln, fuzz, bench.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := build
@@ -61,7 +61,7 @@ RACE := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null
 .PHONY: test
 test: testdeps
 	@if [ "$$(id -u)" != 0 ]; then echo "Not root: tests that need an engine, the process connector or the journal are skipped and say so."; fi
-	$(TOOL) gotestsum --format pkgname-and-test-fails --hide-summary=skipped -- -p 1 $(RACE) -timeout 20m ./...
+	$(TOOL) gotestsum --format pkgname-and-test-fails -- -p 1 $(RACE) -timeout 20m ./...
 
 .PHONY: lint
 lint:
@@ -72,6 +72,20 @@ lint:
 	$(TOOL) staticcheck ./...
 	$(GO) mod tidy -diff
 
+# Every fuzz test of the module in turn: go can fuzz but one at a time. What is interesting is hardly minimised, which would
+# take longer than the fuzzing.
+FUZZTIME ?= 5s
+.PHONY: fuzz
+fuzz:
+	@packages=$$($(GO) list ./...); \
+	for package in $$packages; do \
+		listed=$$($(GO) test -list '^Fuzz' $$package); \
+		for test in $$(grep '^Fuzz' <<< "$$listed" || true); do \
+			echo "$$package $$test"; \
+			$(GO) test $$package -run '^$$' -fuzz "^$$test$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x; \
+		done; \
+	done
+
 .PHONY: bench
 bench: testdeps
 	$(GO) test ./cmd/watcher -run "^$$" -bench Reap -benchtime 120x
@@ -80,3 +94,9 @@ bench: testdeps
 .PHONY: vuln
 vuln:
 	$(TOOL) govulncheck ./...
+
+# A thousand sandboxes and every fault at once, with a table at the end. WATCHER_CHAOS_SEED replays the draws of another run.
+CHAOS_N ?= 1000
+.PHONY: chaos
+chaos: testdeps
+	WATCHER_CHAOS_N=$(CHAOS_N) $(GO) test ./cmd/watcher $(RACE) -run '^TestChaos$$' -count=1 -v -timeout 30m

@@ -43,11 +43,11 @@ type config struct {
 func defaults() *config {
 	c := &config{}
 	pol := reap.DefaultPolicy()
-	c.Scan.Interval = duration(30 * time.Second)
-	c.Scan.Grace = duration(pol.Grace)
+	c.Scan.Interval = duration{30 * time.Second}
+	c.Scan.Grace = duration{pol.Grace}
 	c.Retry.Attempts = pol.Attempts
-	c.Retry.Base = duration(pol.Base)
-	c.Retry.Cap = duration(pol.Cap)
+	c.Retry.Base = duration{pol.Base}
+	c.Retry.Cap = duration{pol.Cap}
 	c.Alarm.Sandboxes = pol.Alarm
 	c.Brake.Burst = pol.Burst
 	return c
@@ -55,10 +55,10 @@ func defaults() *config {
 
 func (c *config) policy() reap.Policy {
 	return reap.Policy{
-		Grace:    time.Duration(c.Scan.Grace),
+		Grace:    c.Scan.Grace.Duration,
 		Attempts: c.Retry.Attempts,
-		Base:     time.Duration(c.Retry.Base),
-		Cap:      time.Duration(c.Retry.Cap),
+		Base:     c.Retry.Base.Duration,
+		Cap:      c.Retry.Cap.Duration,
 		Alarm:    c.Alarm.Sandboxes,
 		Burst:    c.Brake.Burst,
 	}
@@ -112,14 +112,14 @@ func parseConfig(file string, text []byte) (*config, error) {
 		return nil, fmt.Errorf("%s: [alarm] sandboxes = %d: want a number above zero", file, c.Alarm.Sandboxes)
 	case c.Brake.Burst < 0:
 		return nil, fmt.Errorf("%s: [brake] burst = %d: want a number, 0 for a second look at every one", file, c.Brake.Burst)
-	case c.Retry.Cap < c.Retry.Base:
-		return nil, fmt.Errorf("%s: [retry] cap %s is less than base %s", file, time.Duration(c.Retry.Cap), time.Duration(c.Retry.Base))
+	case c.Retry.Cap.Duration < c.Retry.Base.Duration:
+		return nil, fmt.Errorf("%s: [retry] cap %s is less than base %s", file, c.Retry.Cap, c.Retry.Base)
 	}
 	return c, nil
 }
 
-// A duration is a positive time.Duration in the form 30s.
-type duration time.Duration
+// A duration is a positive time.Duration in the form 30s. It is no number, or the decoder would take a bare 30 as 30 ns.
+type duration struct{ time.Duration }
 
 func (d *duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
@@ -129,8 +129,8 @@ func (d *duration) UnmarshalText(text []byte) error {
 	if v <= 0 {
 		return fmt.Errorf("%q: want a duration above zero", text)
 	}
-	*d = duration(v)
+	d.Duration = v
 	return nil
 }
 
-func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (d duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }

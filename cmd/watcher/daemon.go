@@ -30,10 +30,8 @@ func (o *options) openLog() (*slog.Logger, func(), error) {
 	return log.Logger, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), flushFor)
 		defer cancel()
-		// Under systemd standard error is the journal too, and would block as well.
-		if err := log.Close(ctx); err != nil && log.Format() != journal.Journal {
-			fmt.Fprintln(os.Stderr, "watcher: the end of the log is lost:", err)
-		}
+		// That the end of the log is lost could only be written where the log is not read.
+		_ = log.Close(ctx)
 	}, nil
 }
 
@@ -43,7 +41,7 @@ func (o *options) runDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	docket := o.docket()
+	docket := o.docket(c)
 	if err := docket.Make(); err != nil {
 		return err
 	}
@@ -144,12 +142,16 @@ func (u *unit) tell(s reap.Status) {
 		errs = append(errs, u.manager.Watchdog())
 	}
 	if s.Scanned && !u.ready {
-		u.ready = true
-		errs = append(errs, u.manager.Ready())
+		err := u.manager.Ready()
+		u.ready = err == nil
+		errs = append(errs, err)
 	}
 	if line := statusLine(s); line != u.said {
-		u.said = line
-		errs = append(errs, u.manager.Status(line))
+		err := u.manager.Status(line)
+		if err == nil {
+			u.said = line
+		}
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		u.log.Debug("could not tell systemd", watch.KeyError, err)

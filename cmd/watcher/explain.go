@@ -13,7 +13,7 @@ import (
 )
 
 func newExplainCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "explain ID",
 		Short: "Explain the verdict on one sandbox",
 		Long:  "Explain the verdict on one sandbox, named by its full ID, a unique prefix of it, or its exact name.",
@@ -27,9 +27,21 @@ func newExplainCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return explain(cmd.OutOrStdout(), e, seen.policy.Judge(seen.picture, e, seen.now), seen.now)
+			j := seen.policy.Judge(seen.picture, e, seen.now)
+			if o.output == asJSON {
+				return writeJSON(cmd.OutOrStdout(), explained{newRow(e, j), evidence(e, j)})
+			}
+			return explain(cmd.OutOrStdout(), e, j, seen.now)
 		},
 	}
+	addOutput(cmd, o)
+	return cmd
+}
+
+// explained is a sandbox in the JSON of explain.
+type explained struct {
+	row
+	Evidence []string `json:"evidence"`
 }
 
 // find returns the sandbox that a user means. What is not unique is an error that names the candidates.
@@ -76,7 +88,7 @@ func explain(w io.Writer, e *watch.Entry, j reap.Judgement, now time.Time) error
 	}
 	line("verdict", "%s, because %s", j.Verdict, j.Reason)
 	if j.Detail != "" {
-		line("that is", "%s", j.Detail)
+		line("that is", "%s", printable(j.Detail))
 	}
 	if since := e.Owner.ExitedAt; j.Verdict == reap.Reap && !since.IsZero() {
 		line("since", "%s", since.Local().Format(time.RFC3339))

@@ -41,7 +41,11 @@ func newFailedCommand(o *options) *cobra.Command {
 			"One whose sandbox is gone goes by itself.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			letters, err := deadLetters(o.docket(), cmd.ErrOrStderr())
+			c, err := o.load()
+			if err != nil {
+				return err
+			}
+			letters, err := deadLetters(o.docket(c), cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -62,15 +66,19 @@ func newFailedCommand(o *options) *cobra.Command {
 		Short: "Give a sandbox up: keep it from now on, whatever its owner does",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			docket := o.docket()
-			c, err := findLetter(docket, cmd.ErrOrStderr(), args[0])
+			c, err := o.load()
 			if err != nil {
 				return err
 			}
-			if err := docket.Drop(c.Sandbox()); err != nil {
+			docket := o.docket(c)
+			letter, err := findLetter(docket, cmd.ErrOrStderr(), args[0])
+			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "dropped %s %s (%s); it is kept from now on\n", c.Kind, shortID(c.ID), c.Name)
+			if err := docket.Drop(letter.Sandbox()); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "dropped %s %s (%s); it is kept from now on\n", letter.Kind, shortID(letter.ID), letter.Name)
 			return err
 		},
 	}
@@ -80,8 +88,10 @@ func newFailedCommand(o *options) *cobra.Command {
 	return cmd
 }
 
-// docket is the docket of the state directory that the flags name.
-func (o *options) docket() *reap.Docket { return reap.NewDocket(o.stateDirectory()) }
+// docket is the docket of the state directory that the flags name, as far as it is about the configured engine.
+func (o *options) docket(c *config) *reap.Docket {
+	return reap.NewDocket(o.stateDirectory()).For(docker.New(c.Docker.Host, nil, nil).Host())
+}
 
 func (o *options) stateDirectory() string {
 	// A unit may have several, with colons between them (systemd.exec(5)); ours has one.
@@ -139,7 +149,7 @@ func (o *options) retryFailed(ctx context.Context, stdout, stderr io.Writer, nam
 	if err != nil {
 		return err
 	}
-	docket := o.docket()
+	docket := o.docket(c)
 	letter, err := findLetter(docket, stderr, name)
 	if err != nil {
 		return err
@@ -161,7 +171,7 @@ func (o *options) writeLetters(w io.Writer, letters []reap.Case, now time.Time) 
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 	})
 	if o.output == asJSON {
-		var rows []deadLetter
+		rows := []deadLetter{} // an empty array and not null
 		for _, c := range letters {
 			rows = append(rows, deadLetter{
 				Kind: c.Kind, ID: c.ID, Name: c.Name, Rule: c.Rule, Reason: c.Reason,
@@ -177,7 +187,7 @@ func (o *options) writeLetters(w io.Writer, letters []reap.Case, now time.Time) 
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "KIND\tID\tNAME\tREASON\tATTEMPTS\tLAST\tERROR")
 	for _, c := range letters {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s ago\t%s\n", c.Kind, shortID(c.ID), cmp.Or(c.Name, "-"), c.Reason, c.Attempts, age(now.Sub(c.Last)), c.Error)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s ago\t%s\n", c.Kind, shortID(c.ID), cmp.Or(c.Name, "-"), c.Reason, c.Attempts, age(now.Sub(c.Last)), printable(c.Error))
 	}
 	return t.Flush()
 }

@@ -40,7 +40,7 @@ func newListCommand(o *options) *cobra.Command {
 func (o *options) write(w io.Writer, rows []row, withResult bool) error {
 	slices.SortFunc(rows, byKindAndName)
 	if o.output == asJSON {
-		return writeJSON(w, rows)
+		return writeJSON(w, append([]row{}, rows...)) // an empty array and not null
 	}
 	return writeTable(w, rows, time.Now(), withResult)
 }
@@ -51,7 +51,7 @@ func (o *options) survey(ctx context.Context) (*pass, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := runPass(ctx, c, quiet(), o.docket(), true)
+	p, err := runPass(ctx, c, quiet(), o.docket(c), true)
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,9 @@ const asProgram = "WATCHER_TEST_MAIN"
 // crashAt names the boundary at which the program ends as by SIGKILL.
 const crashAt = "WATCHER_TEST_CRASH_AT"
 
+// lifelineAt names the descriptor that the program reads until the tests end, however they do: then it ends too.
+const lifelineAt = "WATCHER_TEST_LIFELINE"
+
 // noPidfds has the program run as on a kernel before Linux 5.3.
 const noPidfds = "WATCHER_TEST_NO_PIDFDS"
 
@@ -40,6 +43,12 @@ const stateVariable = "STATE_DIRECTORY"
 func TestMain(m *testing.M) {
 	processtest.Main()
 	if os.Getenv(asProgram) != "" {
+		if os.Getenv(lifelineAt) != "" {
+			go func() {
+				_, _ = os.NewFile(3, "lifeline").Read(make([]byte, 1))
+				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			}()
+		}
 		if at := os.Getenv(crashAt); at != "" {
 			boundary = func(b reap.Boundary) {
 				if string(b) == at {
@@ -67,9 +76,24 @@ func program(tb testing.TB, args ...string) *exec.Cmd {
 	tb.Helper()
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), asProgram+"=1", "NO_COLOR=1", "DOCKER_HOST=", "JOURNAL_STREAM=", "NOTIFY_SOCKET=",
-		stateVariable+"="+stateOf(tb))
+		"GORACE=atexit_sleep_ms=50", // not a second at the end of each command
+		stateVariable+"="+stateOf(tb), lifelineAt+"=3")
+	cmd.ExtraFiles = []*os.File{lifeline()}
 	return cmd
 }
+
+// lifeline is the end to read of a pipe whose other end is ours alone.
+var lifeline = sync.OnceValue(func() *os.File {
+	read, write, err := os.Pipe()
+	if err != nil {
+		panic(err)
+	}
+	lifelineHeld = write
+	return read
+})
+
+// lifelineHeld is kept from being collected, and closed with us.
+var lifelineHeld *os.File
 
 // stateOf is the state directory that all programs of a test share.
 func stateOf(tb testing.TB) string {
@@ -167,8 +191,16 @@ type daemon struct {
 func startDaemon(tb testing.TB, e *dockertest.Engine, args ...string) *daemon {
 	tb.Helper()
 	d := launchDaemon(tb, program(tb, append([]string{"--docker-host", e.Host()}, args...)...))
-	d.waitFor("a first full scan", func(r record) bool { return r.text(watch.KeyEvent) == watch.EventScan })
+	d.waitFor("a first full scan", telling(watch.EventScan))
 	return d
+}
+
+// startCrashing is startDaemon for a daemon that is killed as soon as it reaches a boundary.
+func startCrashing(tb testing.TB, e *dockertest.Engine, at reap.Boundary, args ...string) *daemon {
+	tb.Helper()
+	cmd := program(tb, append([]string{"--docker-host", e.Host()}, args...)...)
+	cmd.Env = append(cmd.Env, crashAt+"="+string(at))
+	return launchDaemon(tb, cmd)
 }
 
 func launchDaemon(tb testing.TB, cmd *exec.Cmd) *daemon {
@@ -256,6 +288,11 @@ func (d *daemon) waitFor(what string, match func(record) bool) record {
 	}
 }
 
+// telling matches the records of an event.
+func telling(event string) func(record) bool {
+	return func(r record) bool { return r.text(watch.KeyEvent) == event }
+}
+
 // event waits for a record of that event about that container.
 func (d *daemon) event(event, id string) record {
 	d.tb.Helper()
@@ -272,6 +309,15 @@ func (d *daemon) knows(id string) {
 	d.waitFor(fmt.Sprintf("the living owner of %.12s", id), func(r record) bool {
 		return r.text(watch.KeyID) == id && r.text(watch.KeyReason) == string(reap.OwnerAlive)
 	})
+}
+
+// crashed waits until the daemon has been ended by SIGKILL.
+func (d *daemon) crashed() {
+	d.tb.Helper()
+	d.wait()
+	if ws := d.cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signal() != syscall.SIGKILL {
+		d.tb.Fatalf("watcher ended with %v, want a SIGKILL", d.cmd.ProcessState)
+	}
 }
 
 // stop ends the daemon in order and returns its exit code.
@@ -313,6 +359,50 @@ func ownedBy(owner string) map[string]string { return map[string]string{watch.La
 
 // forced is how a test removes a container at once.
 var forced = container.RemoveOptions{Force: true}
+
+// casesOf are the reaps that the docket of a test holds.
+func casesOf(tb testing.TB) map[string]reap.Case {
+	tb.Helper()
+	cases, damaged, err := reap.NewDocket(stateOf(tb)).Load()
+	if err != nil || len(damaged) > 0 {
+		tb.Fatalf("read the docket: %v %v", err, damaged)
+	}
+	byID := map[string]reap.Case{}
+	for _, c := range cases {
+		byID[c.ID] = c
+	}
+	return byID
+}
+
+// await waits until a condition holds that nothing tells of.
+func await(tb testing.TB, what string, holds func() bool) {
+	tb.Helper()
+	deadline := time.Now().Add(patience)
+	beat := time.NewTicker(10 * time.Millisecond)
+	defer beat.Stop()
+	for !holds() {
+		if time.Now().After(deadline) {
+			tb.Fatalf("not within %s: %s", patience, what)
+		}
+		<-beat.C
+	}
+}
+
+// A life is one run of a container.
+type life struct {
+	pid, restarts int
+	started       string
+}
+
+// lifeOf returns the run of a container; the zero life if it does not run.
+func lifeOf(tb testing.TB, e *dockertest.Engine, id string) life {
+	tb.Helper()
+	c, ok := e.Inspect(tb, id)
+	if !ok || !c.State.Running {
+		return life{}
+	}
+	return life{c.State.Pid, c.RestartCount, c.State.StartedAt}
+}
 
 // configFile writes a configuration.
 func configFile(tb testing.TB, text string) string {

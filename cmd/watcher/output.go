@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"golang.org/x/term"
 
@@ -144,7 +146,7 @@ func writeTable(w io.Writer, rows []row, now time.Time, withResult bool) error {
 		if withResult {
 			line += "\t" + r.Result
 			if r.Error != "" {
-				line += ": " + r.Error
+				line += ": " + printable(r.Error)
 			}
 		}
 		fmt.Fprintln(t, line)
@@ -152,11 +154,18 @@ func writeTable(w io.Writer, rows []row, now time.Time, withResult bool) error {
 	return t.Flush()
 }
 
-func writeJSON[T any](w io.Writer, rows []T) error {
-	if rows == nil {
-		rows = []T{} // an empty array and not null
-	}
+// printable replaces what could move the cursor of a terminal, or end a table's line: errors hold the words of others.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)
+}
+
+func writeJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
-	return enc.Encode(rows)
+	return enc.Encode(v)
 }

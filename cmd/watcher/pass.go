@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -36,13 +37,10 @@ func runPass(ctx context.Context, c *config, log *slog.Logger, docket *reap.Dock
 	settings.Reported = func(r reap.Reported) { p.ends[r.Entry.ID] = r }
 	loop := reap.NewLoop(settings)
 	// Without an engine there is nothing to look at: a session that cannot be had is the end.
-	session := func(ctx context.Context) error { return parts.engine.Session(ctx, func() {}) }
-	if err := runGroup(ctx, loop, session, parts.scanner.Run); err != nil {
-		return nil, err
-	}
+	err = runGroup(ctx, loop, parts.engine.Session, parts.scanner.Run)
 	p.now = time.Now()
 	p.failed = loop.ScanError()
-	return p, nil
+	return p, err
 }
 
 // rows are the sandboxes of the pass: what is left, and what was reaped.
@@ -80,7 +78,7 @@ func (o *options) runOnce(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	docket := o.docket()
+	docket := o.docket(c)
 	if !o.dryRun {
 		if err := docket.Make(); err != nil {
 			return err
@@ -90,10 +88,10 @@ func (o *options) runOnce(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	p, err := runPass(ctx, c, log, docket, o.dryRun)
+	p, passErr := runPass(ctx, c, log, docket, o.dryRun)
 	closeLog()
-	if err != nil {
-		return err
+	if p == nil {
+		return passErr
 	}
 	rows := p.rows()
 	reaped, kept, failed := 0, 0, 0
@@ -127,11 +125,16 @@ func (o *options) runOnce(ctx context.Context, stdout, stderr io.Writer) error {
 	if o.dryRun {
 		did = "would reap"
 	}
-	if p.failed != nil {
+	switch {
+	case errors.Is(passErr, context.Canceled):
+		fmt.Fprintln(stderr, "watcher: interrupted; what was begun is on record, and the next one goes on")
+	case passErr != nil:
+		fmt.Fprintln(stderr, "watcher:", passErr)
+	case p.failed != nil:
 		fmt.Fprintf(stderr, "watcher: not everything could be seen, and nothing was judged by what is missing: %v\n", p.failed)
 	}
 	fmt.Fprintf(stderr, "%s %d orphan(s), kept %d, failed %d\n", did, reaped, kept, failed)
-	if failed > 0 || p.failed != nil {
+	if failed > 0 || p.failed != nil || passErr != nil {
 		return errSaid
 	}
 	return nil

@@ -1,13 +1,19 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"watcher/platform/docker/dockertest"
 	"watcher/platform/process/processtest"
@@ -363,4 +369,52 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 		t.Errorf("--once exits %d: %s", r.code, r.stderr)
 	}
 	e.WaitGone(t, id)
+}
+
+// A number that was an owner's PID may become a thread's. A claim that says when its owner started tells the two apart.
+func TestAnOwnersNumberIsAThreads(t *testing.T) {
+	e := dockertest.Shared(t)
+	tid, start := aThread(t)
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	label := func(start uint64) map[string]string {
+		return ownedBy(fmt.Sprintf("%d:%d:%s", tid, start, strings.TrimSpace(string(boot))))
+	}
+	orphan := e.Run(t, dockertest.ContainerOptions{Labels: label(start - 1)})
+	kept := e.Run(t, dockertest.ContainerOptions{Labels: label(start)}) // by a mistake that must not kill
+	d := startDaemon(t, e)
+	if got := d.event(watch.EventReaped, orphan).text(watch.KeyReason); got != string(reap.OwnerReplaced) {
+		t.Errorf("reason %q, want %q", got, reap.OwnerReplaced)
+	}
+	if !e.Running(t, kept) {
+		t.Error("the container of what may live does not run any more")
+	}
+}
+
+// aThread is a thread of ours that lives as long as the test and is not the leader, and its start time.
+func aThread(t *testing.T) (tid int, start uint64) {
+	t.Helper()
+	ids, end := make(chan int), make(chan struct{})
+	t.Cleanup(func() { close(end) })
+	for {
+		go func() {
+			runtime.LockOSThread()
+			ids <- unix.Gettid()
+			<-end
+		}()
+		if tid = <-ids; tid != os.Getpid() {
+			break
+		}
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", tid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if start, err = strconv.ParseUint(fields[22-3], 10, 64); err != nil {
+		t.Fatal(err)
+	}
+	return tid, start
 }

@@ -45,7 +45,7 @@ func assemble(c *config) (*parts, error) {
 	p := &parts{host: host, inbox: reap.NewInbox()}
 	p.owners = process.NewOwners(host, p.inbox.Post)
 	p.engine = docker.New(c.Docker.Host, host, p.inbox.Post)
-	p.scanner = reap.NewScanner(p.inbox, time.Duration(c.Scan.Interval), p.engine)
+	p.scanner = reap.NewScanner(p.inbox, c.Scan.Interval.Duration, p.engine)
 	return p, nil
 }
 

@@ -9,11 +9,14 @@
 //	W1  The zero value of every judgement-bearing type is the safe one: a [Life] is Unknown, a namespace is not shared,
 //	    a claim names nobody.
 //	W2  A claim is bound to one incarnation of a process or container, never to a PID or a name. Once bound it is not
-//	    bound again, and once that incarnation has exited it stays so, whatever arrives later.
-//	W3  A claim that names only a PID is bound to a process only if that was born before the sandbox was created. That
-//	    it was born later is believed only if no clock contradicts it (see [Picture.Apply]).
+//	    bound again. Once a process has exited, or a container is gone, it stays so, whatever arrives later; a container
+//	    that only exited may run again.
+//	W3  A claim that names only a PID is bound to a process only if that was born before the sandbox was created. The
+//	    kernel's clock tells, where the sandbox's init is known, and the wall clock elsewhere (see [Picture.Apply]).
 //	W4  Facts may arrive doubled, late or out of order. A stale fact never undoes a fresh one: a list does not forget
 //	    what was seen after it was asked for, nor bring back what went since.
 //	W5  A discovery that failed changes nothing: an unreadable set is not an empty set.
 //	W6  Only a complete list or an explicit "gone" makes the picture forget a sandbox.
+//	W7  A drop lasts until the sandbox is gone.
+//	W8  A kind's system is away until a SourceBack of its kind says otherwise, and again from a SourceLost on.
 package watch

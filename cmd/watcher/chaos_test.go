@@ -29,7 +29,6 @@ import (
 
 	"watcher/platform/docker/dockertest"
 	"watcher/platform/process/processtest"
-	"watcher/reap"
 	"watcher/watch"
 )
 
@@ -578,22 +577,14 @@ func (c *chaos) settle(ctx context.Context) {
 	defer cancel()
 	for {
 		orphans, err := c.orphans(ctx)
-		if err == nil && len(orphans) == 0 && len(c.cases()) == 0 {
+		if err == nil && len(orphans) == 0 && len(casesIn(c.t, c.state)) == 0 {
 			return
 		}
 		if !pause(ctx, 100*time.Millisecond) {
-			c.t.Errorf("L: orphans exist: %v %v; on record: %v", orphans, err, c.cases())
+			c.t.Errorf("L: orphans exist: %v %v; on record: %v", orphans, err, casesIn(c.t, c.state))
 			return
 		}
 	}
-}
-
-func (c *chaos) cases() []reap.Case {
-	cases, damaged, err := reap.NewDocket(c.state).Load()
-	if err != nil || len(damaged) > 0 {
-		c.t.Errorf("D: the docket cannot be read: %v %v", err, damaged)
-	}
-	return cases
 }
 
 // orphans asks the engine alone, and knows owners by their labels: also what we were never told the ID of is one.

@@ -222,7 +222,7 @@ func TestADroppedLetterIsKept(t *testing.T) {
 	first, releaseFirst := stuckLetter(t, e, d, "first")
 	second, releaseSecond := stuckLetter(t, e, d, "second")
 	marks := func() []watch.ID {
-		marks, err := reap.NewDocket(stateOf(t)).Dropped()
+		marks, err := reap.NewDocket(stateOf(t)).For(e.Host()).Dropped()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -274,7 +274,8 @@ func TestADroppedLetterIsKept(t *testing.T) {
 }
 
 func TestHowADeadLetterIsNamed(t *testing.T) {
-	docket := reap.NewDocket(stateOf(t))
+	const engine = "unix:///no-engine.sock" // to name a letter needs none
+	docket := reap.NewDocket(stateOf(t)).For(engine)
 	if err := docket.Make(); err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +306,7 @@ func TestHowADeadLetterIsNamed(t *testing.T) {
 		{id("ccc1"), exitDone, []string{"dropped", "letter-ccc1"}},
 		{"letter-bbb1", exitFailed, []string{"no dead letter"}}, // it was dropped
 	} {
-		r := command(t, "failed", "drop", tt.name)
+		r := command(t, "failed", "drop", tt.name, "--docker-host", engine)
 		if r.code != tt.code {
 			t.Errorf("failed drop %q exits %d, want %d: %s%s", tt.name, r.code, tt.code, r.stdout, r.stderr)
 		}
@@ -320,7 +321,7 @@ func TestHowADeadLetterIsNamed(t *testing.T) {
 		t.Errorf("on record: %v, want those that were not dropped", left)
 	}
 	for _, args := range [][]string{{"failed", "drop"}, {"failed", "retry"}, {"failed", "drop", "a", "b"}, {"failed", "aaa2"}, {"failed", "retry", ""}} {
-		if r := command(t, args...); r.code != exitUsage {
+		if r := command(t, append(args, "--docker-host", engine)...); r.code != exitUsage {
 			t.Errorf("%q exits %d, want %d", args, r.code, exitUsage)
 		}
 	}

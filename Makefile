@@ -61,7 +61,7 @@ RACE := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null
 .PHONY: test
 test: testdeps
 	@if [ "$$(id -u)" != 0 ]; then echo "Not root: tests that need an engine, the process connector or the journal are skipped and say so."; fi
-	$(TOOL) gotestsum --format pkgname-and-test-fails -- -p 1 $(RACE) -timeout 20m ./...
+	$(TOOL) gotestsum --format pkgname-and-test-fails -- -count=1 -p 1 $(RACE) -timeout 20m ./...
 
 .PHONY: lint
 lint:

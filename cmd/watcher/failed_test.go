@@ -90,7 +90,8 @@ func attempts(d *daemon, id string) int {
 
 func TestADeadLetterIsToldListedAndRetried(t *testing.T) {
 	e := dockertest.Shared(t)
-	d := startDaemon(t, e, "--config", configFile(t, impatient))
+	config := configFile(t, impatient)
+	d := startDaemon(t, e, "--config", config)
 	id, release := stuckLetter(t, e, d, "stuck")
 	// It holds nobody up.
 	honest(t, e, d)
@@ -139,7 +140,7 @@ func TestADeadLetterIsToldListedAndRetried(t *testing.T) {
 	if !times[0].Before(times[1]) || !times[1].Before(times[2]) {
 		t.Errorf("first, last, next: %v, want them in order", times)
 	}
-	if r := on(t, e, "--once"); r.code != exitFailed || !strings.Contains(r.stderr, "failed 1") {
+	if r := on(t, e, "--once", "--config", config); r.code != exitFailed || !strings.Contains(r.stderr, "failed 1") {
 		t.Errorf("--once beside a dead letter exits %d and says %q, want %d", r.code, r.stderr, exitFailed)
 	}
 

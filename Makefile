@@ -1,4 +1,4 @@
-# Targets for users: build, install, uninstall, demo, test. For engineers: lint, vuln, fuzz, bench.
+# Targets for users: build, install, uninstall, demo, test. For engineers: lint, vuln, fuzz, proof, chaos, bench.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := build
@@ -62,6 +62,8 @@ RACE := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null
 test: testdeps
 	@if [ "$$(id -u)" != 0 ]; then echo "Not root: tests that need an engine, the process connector or the journal are skipped and say so."; fi
 	$(TOOL) gotestsum --format pkgname-and-test-fails -- -count=1 -p 1 $(RACE) -timeout 20m ./...
+	@echo "The walk over the states of the core, which is pure and has no races to find:"
+	WATCHER_PROOF=short $(GO) test -count=1 -timeout 10m ./reap -run '^TestWalk$$' -v | grep -v '^=== '
 
 .PHONY: lint
 lint:
@@ -94,6 +96,11 @@ bench: testdeps
 .PHONY: vuln
 vuln:
 	$(TOOL) govulncheck ./...
+
+# The walk of the core over larger casts.
+.PHONY: proof
+proof:
+	WATCHER_PROOF=full $(GO) test ./reap -run '^TestWalk$$' -v -timeout 4h
 
 # A thousand sandboxes and every fault at once, with a table at the end. WATCHER_CHAOS_SEED replays the draws of another run.
 CHAOS_N ?= 1000

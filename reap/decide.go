@@ -54,6 +54,7 @@ func (pol Policy) Decide(p *watch.Picture, now time.Time) Plan {
 		plan.SecondLook = plan.SecondLook || j.Look
 		if revived(e) && !e.Progress.Begun.IsZero() && !p.Dropped(id) {
 			plan.Abandoned = append(plan.Abandoned, id)
+			j.Next = now // without its case it may have another end, such as its age
 			continue
 		}
 		if j.Verdict == Reap || j.Reason == Retrying {

@@ -62,8 +62,8 @@ RACE := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null
 test: testdeps
 	@if [ "$$(id -u)" != 0 ]; then echo "Not root: tests that need an engine, the process connector or the journal are skipped and say so."; fi
 	$(TOOL) gotestsum --format pkgname-and-test-fails -- -count=1 -p 1 $(RACE) -timeout 20m ./...
-	@echo "The walk over the states of the core, which is pure and has no races to find:"
-	WATCHER_PROOF=short $(GO) test -count=1 -timeout 10m ./reap -run '^TestWalk$$' -v | grep -v '^=== '
+	@echo "The walk and the histories of the core, which is pure and has no races to find:"
+	WATCHER_PROOF=short $(GO) test -count=1 -timeout 10m ./reap -run '^(TestWalk|TestHistories)$$' -v | grep -v '^=== '
 
 .PHONY: lint
 lint:

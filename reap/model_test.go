@@ -732,7 +732,8 @@ func (h *host) run() {
 		}
 		h.apply(watch.TimePassed{At: h.now})
 		h.carryOut(modelPolicy.Decide(h.pic, h.now))
-		if len(h.pic.Due()) == 0 || h.wrong != "" {
+		next := h.pic.Next()
+		if h.wrong != "" || len(h.pic.Due()) == 0 && (next.IsZero() || next.After(h.now)) {
 			return
 		}
 	}
@@ -1043,7 +1044,11 @@ func (h *host) settle(known func() bool) {
 		if known() || h.wrong != "" {
 			return
 		}
-		for {
+		for turns := 0; ; turns++ {
+			if turns > 50 {
+				h.accuse("L: in a world that stands still it never comes to rest")
+				return
+			}
 			busy := false
 			for b := range h.boxes {
 				for _, v := range []verb{recorded, removed} {

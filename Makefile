@@ -1,4 +1,4 @@
-# Targets for users: build, install, uninstall, demo, test. For engineers: lint, vuln, fuzz, proof, chaos, bench.
+# Targets for users: build, install, uninstall, demo, test. For engineers: lint, vuln, fuzz, proof, mutants, chaos, bench.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := build
@@ -97,13 +97,19 @@ bench: testdeps
 vuln:
 	$(TOOL) govulncheck ./...
 
-# The walk of the core over larger casts.
+# The walk of the core over larger casts, and eight million events of random histories.
 .PHONY: proof
 proof:
-	WATCHER_PROOF=full $(GO) test ./reap -run '^TestWalk$$' -v -timeout 4h
+	WATCHER_PROOF=full $(GO) test ./reap -run '^(TestWalk|TestHistories)$$' -v -timeout 4h
 
 # A thousand sandboxes and every fault at once, with a table at the end. WATCHER_CHAOS_SEED replays the draws of another run.
 CHAOS_N ?= 1000
 .PHONY: chaos
 chaos: testdeps
 	WATCHER_CHAOS_N=$(CHAOS_N) $(GO) test ./cmd/watcher $(RACE) -run '^TestChaos$$' -count=1 -v -timeout 30m
+
+# Forty mistakes in the core, one at a time: the tests must notice each. WATCHER_MUTANTS may be a part of one's story.
+WATCHER_MUTANTS ?= all
+.PHONY: mutants
+mutants:
+	WATCHER_MUTANTS='$(WATCHER_MUTANTS)' $(GO) test ./reap -run '^TestMutants$$' -count=1 -v -timeout 1h

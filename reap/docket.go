@@ -161,15 +161,21 @@ func write(file string, text []byte) error {
 	if err := renameio.WriteFile(file, text, 0o600, renameio.WithTempDir(filepath.Dir(file))); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(file))
+	return syncFolder(filepath.Dir(file))
+}
+
+// syncFolder makes the names in a folder survive a crash (fsync(2)).
+func syncFolder(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// Close removes the record of a case that is finished. That there is none is success. It is not synced: a record that
-// comes back after a crash leads to a sandbox that is gone, and is closed again.
+// Close removes the record of a case that is finished or abandoned. That there is none is success. It returns when the
+// record would not come back after a crash of the machine: that of an abandoned case would cost a living owner its
+// sandbox.
 func (d *Docket) Close(id watch.ID) error { return discard(d.cases, id) }
 
 func discard(dir string, id watch.ID) error {
@@ -177,7 +183,13 @@ func discard(dir string, id watch.ID) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch err := os.Remove(filepath.Join(dir, name)); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("docket: close %s: %w", id, err)
+	}
+	if err := syncFolder(dir); err != nil {
 		return fmt.Errorf("docket: close %s: %w", id, err)
 	}
 	return nil

@@ -129,10 +129,9 @@ func (e *Engine) lookForOwner(ctx context.Context, cli *client.Client, ref strin
 		}
 		seen := seeOwner(ctx, cli, ref, id)
 		if seen.Container == "" && seen.Life == watch.Exited {
+			// It stays among those that ref has stood for while a sandbox claims ref: a list that is still under way may
+			// have a sandbox bound to it yet, which must be told too. prune forgets them all.
 			seen.Container, seen.Gone = id, true
-			e.mu.Lock()
-			delete(e.owners[ref], id)
-			e.mu.Unlock()
 		}
 		found = append(found, seen)
 	}

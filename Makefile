@@ -63,7 +63,7 @@ test: testdeps
 	@if [ "$$(id -u)" != 0 ]; then echo "Not root: tests that need an engine, the process connector or the journal are skipped and say so."; fi
 	$(TOOL) gotestsum --format pkgname-and-test-fails -- -count=1 -p 1 $(RACE) -timeout 20m ./...
 	@echo "The walk and the histories of the core, which is pure and has no races to find:"
-	WATCHER_PROOF=short $(GO) test -count=1 -timeout 10m ./reap -run '^(TestWalk|TestHistories)$$' -v | grep -v '^=== '
+	$(GO) test -count=1 -timeout 15m ./reap -run '^(TestWalk|TestHistories)$$' -v | grep -v '^=== '
 
 .PHONY: lint
 lint:

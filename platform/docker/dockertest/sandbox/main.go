@@ -9,6 +9,8 @@
 //	sandbox spawn N      sleeps with N sleeping children, the last of them in
 //	                     a session of its own and deaf, as under nohup
 //
+// Once it handles the signals that end it, its name (comm) is "ready".
+//
 // It lives by the standard library alone: dockertest embeds this file and
 // builds it outside of any module.
 package main
@@ -16,9 +18,13 @@ package main
 import (
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"syscall"
 )
+
+// The name of a process is that of its first thread, which can name only itself.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	mode, arg := "sleep", 0
@@ -56,6 +62,9 @@ func main() {
 func sleep(until ...os.Signal) {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, until...)
+	if err := os.WriteFile("/proc/self/comm", []byte("ready"), 0); err != nil {
+		os.Stderr.WriteString("sandbox: name ourselves: " + err.Error() + "\n")
+	}
 	<-c
 	os.Exit(0)
 }

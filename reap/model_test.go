@@ -212,17 +212,17 @@ func (h *host) terms(b int) watch.Terms {
 	}
 	switch part.kind {
 	case byPID:
-		t.Owner = watch.Claim{Kind: watch.ProcessClaim, Process: watch.Process{PID: pidOf(part.who)}}
+		t.Owners = []watch.Claim{{Kind: watch.ProcessClaim, Process: watch.Process{PID: pidOf(part.who)}}}
 	case byStart, byBoot, byOtherBoot:
-		t.Owner = watch.Claim{Kind: watch.ProcessClaim, Process: h.process(part.who, box.owner)}
+		t.Owners = []watch.Claim{{Kind: watch.ProcessClaim, Process: h.process(part.who, box.owner)}}
 		switch part.kind {
 		case byStart:
-			t.Owner.Process.Boot = ""
+			t.Owners[0].Process.Boot = ""
 		case byOtherBoot:
-			t.Owner.Process.Boot = otherBoot
+			t.Owners[0].Process.Boot = otherBoot
 		}
 	case byContainer:
-		t.Owner = watch.Claim{Kind: watch.ContainerClaim, Container: bossName(part.who)}
+		t.Owners = []watch.Claim{{Kind: watch.ContainerClaim, Container: bossName(part.who)}}
 	}
 	return t
 }
@@ -799,7 +799,7 @@ func (h *host) recorded(b int, ok bool) {
 	if !ok {
 		end.Err = errModel
 	} else if e := h.pic.Entry(boxID(b)); e != nil && box.open {
-		box.docket = &reap.Case{Created: box.created, Reason: reap.Reason(e.Progress.Reason), Owner: h.terms(b).Owner.String(), Begun: e.Progress.Begun}
+		box.docket = &reap.Case{Created: box.created, Reason: reap.Reason(e.Progress.Reason), Owner: claimOf(h.terms(b)).String(), Begun: e.Progress.Begun}
 	}
 	h.apply(end)
 }
@@ -820,7 +820,7 @@ func (h *host) removed(b int, ok bool) {
 		end.Err = errModel
 		h.apply(end)
 		if ours {
-			c := reap.Case{Created: box.created, Reason: reap.Reason(e.Progress.Reason), Owner: h.terms(b).Owner.String(), Begun: e.Progress.Begun}
+			c := reap.Case{Created: box.created, Reason: reap.Reason(e.Progress.Reason), Owner: claimOf(h.terms(b)).String(), Begun: e.Progress.Begun}
 			c.Attempts, c.Error = e.Progress.Attempts, errModel.Error()
 			box.docket = &c
 		}
@@ -844,16 +844,18 @@ func (h *host) restart(unsynced bool) {
 	}
 	for b := range h.boxes {
 		box := &h.boxes[b]
-		box.recording, box.removing, box.open, box.told, box.recorded = false, false, false, box.dropped, false
+		box.recording, box.removing, box.open, box.told, box.recorded = false, false, false, false, false
 		if unsynced && box.docket == nil && !box.dropped {
 			box.docket = box.closed
 		}
 		box.closed = nil
 		// What is not on record must be found guilty again.
 		box.condemned = box.condemned && box.docket != nil
-		if box.dropped {
+	}
+	for b := range h.boxes {
+		if box := &h.boxes[b]; box.dropped {
 			h.apply(watch.CaseDropped{ID: boxID(b)})
-			box.docket = nil
+			box.docket, box.told = nil, true
 		}
 	}
 	for b := range h.boxes {
@@ -863,9 +865,12 @@ func (h *host) restart(unsynced bool) {
 			continue
 		}
 		box.open, box.recorded = true, true
-		claim, _ := watch.ParseClaim(c.Owner)
+		var terms watch.Terms
+		if claim, err := watch.ParseClaim(c.Owner); err == nil {
+			terms.Owners = []watch.Claim{claim}
+		}
 		ev := watch.CaseResumed{
-			Sandbox: watch.Sandbox{ID: boxID(b), Name: boxName(b), Created: c.Created, Terms: watch.Terms{Owner: claim}},
+			Sandbox: watch.Sandbox{ID: boxID(b), Name: boxName(b), Created: c.Created, Terms: terms},
 			Reason:  string(c.Reason), Begun: c.Begun, Attempts: c.Attempts,
 		}
 		if c.Error != "" {
@@ -978,7 +983,7 @@ func (h *host) checkCases() {
 			h.accuse("D: the reap of %s was begun, and there is no case", boxName(b))
 		}
 		// What a picture believes of a process that it has bound must be true.
-		if e != nil && e.Owner.Claim.Kind == watch.ProcessClaim && e.Owner.Life == watch.Exited && h.shared && box.made {
+		if e != nil && e.Owner().Claim.Kind == watch.ProcessClaim && e.Owner().Life == watch.Exited && h.shared && box.made {
 			if p := &h.pids[h.cast.boxes[b].who]; p.alive && len(p.births) == box.owner && h.cast.boxes[b].kind != byOtherBoot {
 				h.accuse("S: the owner of %s lives, and is believed dead", boxName(b))
 			}
@@ -990,7 +995,7 @@ func (h *host) checkCases() {
 func (h *host) expectTried() {
 	for b := range h.boxes {
 		box, e := &h.boxes[b], h.pic.Entry(boxID(b))
-		if e != nil && e.Owner.Claim.Kind == watch.ContainerClaim && e.Owner.Life == watch.Unknown {
+		if e != nil && e.Owner().Claim.Kind == watch.ContainerClaim && e.Owner().Life == watch.Unknown {
 			continue // taken up from the docket: the owner must be looked at again
 		}
 		if box.open && !box.told && box.docket != nil && box.docket.Attempts > 0 && !box.removing {
@@ -1008,10 +1013,10 @@ func (h *host) expectCondemned(l letter) {
 	for b := range h.boxes {
 		part, box := h.cast.boxes[b], &h.boxes[b]
 		e := h.pic.Entry(boxID(b))
-		if e == nil || part.keep || part.fault || box.dropped || box.open || e.Owner.Claim.Kind != watch.ProcessClaim || part.who != l.who {
+		if e == nil || part.keep || part.fault || box.dropped || box.open || e.Owner().Claim.Kind != watch.ProcessClaim || part.who != l.who {
 			continue
 		}
-		if e.Owner.Process == h.process(l.who, l.life) {
+		if e.Owner().Process == h.process(l.who, l.life) {
 			h.accuse("L: the owner of %s is known to be dead, and nothing is done", boxName(b))
 		}
 	}
@@ -1109,4 +1114,11 @@ func (h *host) describe(m move) string {
 		}
 	}
 	return strings.TrimSpace(verbNames[m.verb]+" "+subject) + how
+}
+
+func claimOf(t watch.Terms) watch.Claim {
+	if len(t.Owners) == 0 {
+		return watch.Claim{}
+	}
+	return t.Owners[0]
 }

@@ -66,7 +66,7 @@ func TestR8TheRecordComesBetweenTheStopAndTheRemoval(t *testing.T) {
 			s.Errorf("on record before the stop: %v", atStop)
 		}
 		want := map[string]reap.Case{"a": {
-			Kind: watch.Container, ID: "a", Name: "agent-1", Image: "busybox", Created: a.Created, Rule: reap.RuleLabels,
+			Kind: watch.Container, ID: "a", Name: "agent-1", Image: "busybox", Created: a.Created, Rule: watch.RuleLabels,
 			Reason: reap.OwnerExited, Owner: "100", Steps: []reap.CaseStep{{Step: "kill", Done: true}, {Step: "remove"}}, Begun: died,
 		}}
 		if diff := cmp.Diff(want, atRemoval); diff != "" {

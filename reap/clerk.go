@@ -172,11 +172,14 @@ func (l *Loop) resume() error {
 
 // resumed is the event that brings a recorded case back into the picture.
 func (c Case) resumed() watch.CaseResumed {
-	// The label was good when the reap began. If the record has it wrong, the case goes on without.
-	claim, _ := watch.ParseClaim(c.Owner)
+	// An owner that no label can name was judged when the reap began, and the case goes on without.
+	terms := watch.Terms{Rule: c.Rule, Group: c.Group}
+	if claim, err := watch.ParseClaim(c.Owner); err == nil {
+		terms.Owners = []watch.Claim{claim}
+	}
 	ev := watch.CaseResumed{
 		Sandbox: watch.Sandbox{
-			ID: c.Sandbox(), Name: c.Name, Image: c.Image, Created: c.Created, Terms: watch.Terms{Owner: claim},
+			ID: c.Sandbox(), Name: c.Name, Image: c.Image, Created: c.Created, Terms: terms,
 		},
 		Reason: string(c.Reason), Begun: c.Begun, Attempts: c.Attempts,
 	}
@@ -190,7 +193,7 @@ func (c Case) resumed() watch.CaseResumed {
 func newCase(e *watch.Entry, step Step, now time.Time) *Case {
 	c := &Case{
 		Kind: e.ID.Kind, ID: e.ID.Name, Name: e.Name, Image: e.Image, Created: e.Created,
-		Rule: RuleLabels, Reason: step.Reason, Owner: e.Owner.Claim.String(), Begun: now,
+		Rule: e.Terms.Rule, Group: e.Terms.Group, Reason: step.Reason, Owner: e.Owner().Claim.String(), Begun: now,
 	}
 	if step.Do < watch.Record {
 		c.Steps = append(c.Steps, CaseStep{Step: watch.Kill.String()})

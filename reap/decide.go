@@ -110,9 +110,19 @@ func (pol Policy) brake(p *watch.Picture, plan *Plan, now time.Time) {
 	}
 }
 
-// confirmed reports whether a full scan has been made since a sandbox was set back and the grace was over.
+// confirmed reports whether a full scan has been made since a sandbox was set back and the grace was over: of sandboxes,
+// and of processes where they may own it.
 func (pol Policy) confirmed(p *watch.Picture, e *watch.Entry) bool {
-	return !e.Braked.IsZero() && !p.Listed(e.ID.Kind).Before(e.Braked.Add(pol.Grace))
+	if e.Braked.IsZero() {
+		return false
+	}
+	again := e.Braked.Add(pol.Grace)
+	for i := range e.Owners {
+		if c := e.Owners[i].Claim; c.Kind == watch.ProgramClaim && p.Counted(c.Program).Before(again) {
+			return false
+		}
+	}
+	return !p.Listed(e.ID.Kind).Before(again)
 }
 
 // nextStep says which step of a reap comes next and when. NoStep means that the next move is not ours.
@@ -122,7 +132,7 @@ func (pol Policy) nextStep(p *watch.Picture, e *watch.Entry) (do watch.Step, at 
 		// An attempt that is sure to fail is no attempt. The return of the system makes the removal due.
 		return watch.NoStep, time.Time{}
 	}
-	if do == watch.Remove && Reason(e.Progress.Reason) == OwnerContainerGone && e.Owner.Claim.Kind == watch.ContainerClaim && e.Owner.Life == watch.Unknown {
+	if o := ownerContainer(e); do == watch.Remove && Reason(e.Progress.Reason) == OwnerContainerGone && o != nil && o.Life == watch.Unknown {
 		// It was taken up from the docket, and the owner may run again since (R1). The look at it makes the removal due.
 		return watch.NoStep, time.Time{}
 	}

@@ -27,6 +27,7 @@ type Case struct {
 	Created time.Time  `json:"created"`
 	System  string     `json:"system,omitempty"` // where the sandbox is: see [Docket.For]
 	Rule    string     `json:"rule"`
+	Group   string     `json:"group,omitempty"`
 	Reason  Reason     `json:"reason"`
 	Owner   string     `json:"owner,omitempty"` // as its label has it
 	Steps   []CaseStep `json:"steps"`

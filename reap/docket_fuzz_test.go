@@ -16,7 +16,7 @@ func FuzzParseCase(f *testing.F) {
 	for _, c := range []Case{
 		{Kind: "container", ID: "0123", Reason: OwnerExited, Begun: begun},
 		{
-			Kind: "container", ID: "0123", Name: "agent-1", Image: "busybox", Created: begun, Rule: RuleLabels, Reason: Expired,
+			Kind: "container", ID: "0123", Name: "agent-1", Image: "busybox", Created: begun, Rule: "labels", Reason: Expired,
 			Owner: "container:boss", Steps: []CaseStep{{"kill", true}, {"remove", false}},
 			Begun: begun, Attempts: 9, Error: "busy", First: begun, Last: begun, Next: begun, GaveUp: true,
 		},

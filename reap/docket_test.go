@@ -110,7 +110,7 @@ func (s state) holds(names ...string) {
 func aCase(name string) reap.Case {
 	return reap.Case{
 		Kind: watch.Container, ID: name, Name: "agent-" + name, Image: "busybox", Created: at(0),
-		Rule: reap.RuleLabels, Reason: reap.OwnerExited, Owner: "100",
+		Rule: watch.RuleLabels, Reason: reap.OwnerExited, Owner: "100",
 		Steps: []reap.CaseStep{{Step: "kill", Done: true}, {Step: "remove"}}, Begun: at(time.Minute),
 	}
 }

@@ -2,6 +2,8 @@ package reap
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"watcher/watch"
@@ -37,7 +39,9 @@ const (
 	OwnerUnknown Reason = "owner-unknown"
 	BadLabel     Reason = "bad-label"
 	Pinned       Reason = "pinned"
+	Protected    Reason = "protected"
 	NotOwned     Reason = "not-owned"
+	InUse        Reason = "in-use"
 
 	TooYoung Reason = "too-young"
 	Retrying Reason = "retrying"
@@ -46,7 +50,9 @@ const (
 	OwnerReplaced      Reason = "owner-replaced"
 	Rebooted           Reason = "rebooted"
 	OwnerContainerGone Reason = "owner-container-gone"
+	NoPossibleOwner    Reason = "no-possible-owner"
 	Expired            Reason = "expired"
+	StaleState         Reason = "stale-state"
 )
 
 // A Judgement is the verdict on one sandbox at one moment.
@@ -62,12 +68,13 @@ type Judgement struct {
 
 // A Policy holds the numbers that verdicts and plans depend on.
 type Policy struct {
-	Grace    time.Duration // how long an owner container may be down and still be restarting
-	Attempts int           // removals that may fail before it is said that the sandbox was given up on
-	Base     time.Duration // delay after the first failed removal; doubles with each further one
-	Cap      time.Duration // the longest delay
-	Alarm    int           // more sandboxes of one rule than this are told
-	Burst    int           // more inferred reaps at a time than this are looked at twice
+	Grace    time.Duration  // how long an owner container may be down and still be restarting, and what is younger is not judged by inference
+	Attempts int            // removals that may fail before it is said that the sandbox was given up on
+	Base     time.Duration  // delay after the first failed removal; doubles with each further one
+	Cap      time.Duration  // the longest delay
+	Alarm    int            // more sandboxes of one rule than this are told,
+	Alarms   map[string]int // unless the rule has a number of its own
+	Burst    int            // more inferred reaps at a time than this are looked at twice
 }
 
 // DefaultPolicy is the policy of a host without a configuration.
@@ -97,53 +104,228 @@ func (pol Policy) Judge(p *watch.Picture, e *watch.Entry, now time.Time) Judgeme
 // revived reports whether the owner whose exit condemned a sandbox runs again. Only a container can. The sandbox's code
 // was stopped, but its owner may start it again and must then not lose it (R1).
 func revived(e *watch.Entry) bool {
-	return Reason(e.Progress.Reason) == OwnerContainerGone && e.Owner.Life == watch.Alive && !e.Progress.InFlight
+	if Reason(e.Progress.Reason) != OwnerContainerGone || e.Progress.InFlight {
+		return false
+	}
+	o := ownerContainer(e)
+	return o != nil && o.Life == watch.Alive
+}
+
+// ownerContainer returns the owner of e that is a container, if any is.
+func ownerContainer(e *watch.Entry) *watch.Owner {
+	i := slices.IndexFunc(e.Owners, func(o watch.Owner) bool { return o.Claim.Kind == watch.ContainerClaim })
+	if i < 0 {
+		return nil
+	}
+	return &e.Owners[i]
 }
 
 func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
+	t := &e.Terms
 	switch {
-	case e.Terms.Fault != "":
-		return Judgement{Reason: BadLabel, Detail: e.Terms.Fault}
-	case e.Terms.Keep:
+	case t.Fault != "":
+		return Judgement{Reason: BadLabel, Detail: t.Fault}
+	case t.Keep:
 		return Judgement{Reason: Pinned}
+	case t.Protected != "":
+		return Judgement{Reason: Protected, Detail: "its label " + t.Protected + " says that another manager looks after it"}
 	}
-	j := pol.judgeOwner(p, e, now)
-	if j.Verdict == Reap || e.Created.IsZero() { // of unknown age is not old
+	j := pol.judgeOwners(p, e, now)
+	if j.Verdict != Reap {
+		j = pol.judgeAge(e, j, now)
+	}
+	if j.Verdict != Reap {
 		return j
 	}
-	for _, age := range []struct {
-		most     time.Duration
-		name     string
-		inferred bool
-	}{{e.Terms.TTL, "time to live", false}, {e.Terms.MaxAge, "greatest age by its rule", true}} {
-		if age.most == 0 {
-			continue
-		}
-		end := e.Created.Add(age.most)
-		if !now.Before(end) {
-			return Judgement{
-				Verdict: Reap, Reason: Expired, Owner: j.Owner, Inferred: age.inferred,
-				Detail: age.name + " of " + age.most.String() + " is over",
-			}
-		}
-		j.Next = earlier(j.Next, end)
+	switch {
+	case e.InUse:
+		return Judgement{Reason: InUse, Owner: j.Owner, Detail: "a container refers to it, or somebody uses it; else it would go, because " + string(j.Reason)}
+	case len(t.States) > 0 && !slices.Contains(t.States, e.State):
+		return Judgement{Reason: NotOwned, Owner: j.Owner, Detail: fmt.Sprintf("its rule is only about those that are %s, and it is %s; else it would go, because %s", words(t.States), e.State, j.Reason)}
 	}
 	return j
 }
 
-func (pol Policy) judgeOwner(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
-	switch e.Owner.Claim.Kind {
+func words(states []watch.State) string {
+	var all []string
+	for _, s := range states {
+		all = append(all, string(s))
+	}
+	return strings.Join(all, " or ")
+}
+
+// judgeAge says whether a sandbox's time is over, and otherwise lets j stand. What is of unknown age is not old.
+func (pol Policy) judgeAge(e *watch.Entry, j Judgement, now time.Time) Judgement {
+	t := &e.Terms
+	for _, end := range []struct {
+		at       time.Time
+		what     string
+		inferred bool
+	}{
+		{after(e.Created, t.TTL), "time to live of " + t.TTL.String() + " is over", false},
+		{t.Expires, "its label said that its time would be over then", false},
+		{after(e.Created, t.MaxAge), "greatest age by its rule of " + t.MaxAge.String() + " is over", true},
+	} {
+		if end.at.IsZero() {
+			continue
+		}
+		if !now.Before(end.at) {
+			return Judgement{Verdict: Reap, Reason: Expired, Owner: j.Owner, Inferred: end.inferred, Detail: end.what}
+		}
+		j.Next = earlier(j.Next, end.at)
+	}
+	return j
+}
+
+// after is the end of a time that began at start; the zero time if there is no such end.
+func after(start time.Time, d time.Duration) time.Time {
+	if start.IsZero() || d == 0 {
+		return time.Time{}
+	}
+	return start.Add(d)
+}
+
+// judgeOwners weighs all evidence about the owner. One piece that lives, or cannot be judged, keeps the sandbox; of
+// several that are dead the one that died last says why (R1).
+func (pol Policy) judgeOwners(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
+	if len(e.Owners) == 0 {
+		return pol.judgeOwnerless(e, now)
+	}
+	var kept, waits, ends *Judgement
+	var died time.Time
+	next, look := time.Time{}, false
+	for i := range e.Owners {
+		o := &e.Owners[i]
+		j := pol.judgeOwner(p, e, o, now)
+		next, look = earlier(next, j.Next), look || j.Look
+		switch j.Verdict {
+		case Keep:
+			if kept == nil || j.Owner == watch.Alive && kept.Owner != watch.Alive {
+				kept = &j
+			}
+		case Wait:
+			waits = &j
+		case Reap:
+			if ends == nil || o.ExitedAt.After(died) {
+				ends, died = &j, o.ExitedAt
+			}
+		}
+	}
+	var j Judgement
+	switch {
+	case kept != nil:
+		j = *kept
+	case waits != nil:
+		j = *waits
+	default:
+		return *ends
+	}
+	j.Next, j.Look = next, look
+	return j
+}
+
+// judgeOwnerless is for a sandbox that nobody is known to own.
+func (pol Policy) judgeOwnerless(e *watch.Entry, now time.Time) Judgement {
+	if !e.Terms.Ownerless || len(e.Terms.States) == 0 || !slices.Contains(e.Terms.States, e.State) || e.Terms.MaxAge != 0 {
+		return Judgement{Reason: NotOwned}
+	}
+	return pol.inferred(e, Judgement{
+		Verdict: Reap, Reason: StaleState, Inferred: true, Detail: "by its rule nobody owns it, and being " + string(e.State) + " is enough",
+	}, now)
+}
+
+// inferred lets a sandbox that is younger than the grace wait for a verdict that rests on inference.
+func (pol Policy) inferred(e *watch.Entry, j Judgement, now time.Time) Judgement {
+	if old := after(e.Created, pol.Grace); old.IsZero() || now.Before(old) {
+		return Judgement{Verdict: Wait, Reason: TooYoung, Owner: j.Owner, Next: old, Detail: "it was made a moment ago"}
+	}
+	return j
+}
+
+func (pol Policy) judgeOwner(p *watch.Picture, e *watch.Entry, o *watch.Owner, now time.Time) Judgement {
+	switch o.Claim.Kind {
 	case watch.ProcessClaim:
-		return judgeProcess(p, e)
+		return judgeProcess(p, e, o)
 	case watch.ContainerClaim:
-		return pol.judgeContainer(p, e, now)
+		return pol.judgeContainer(p, e, o, now)
+	case watch.ProgramClaim:
+		return pol.judgeProgram(p, e, o, now)
+	case watch.ClientClaim:
+		return judgeClient(p, e, o)
+	case watch.SocketClaim:
+		return pol.judgeSocket(p, e, o, now)
+	case watch.GroupClaim:
+		return judgeGroup(o)
 	default:
 		return Judgement{Reason: NotOwned}
 	}
 }
 
-func judgeProcess(p *watch.Picture, e *watch.Entry) Judgement {
-	o := &e.Owner
+// here returns a judgement that keeps if processes of this host have nothing to do with the sandbox's system.
+func here(p *watch.Picture, e *watch.Entry) (Judgement, bool) {
+	ns := p.Namespace(e.ID.Kind)
+	return Judgement{Reason: OwnerUnknown, Detail: ns.Detail}, ns.Shared
+}
+
+func (pol Policy) judgeProgram(p *watch.Picture, e *watch.Entry, o *watch.Owner, now time.Time) Judgement {
+	away, shared := here(p, e)
+	switch {
+	case !shared:
+		return away
+	case o.Life == watch.Alive:
+		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
+	case o.Life != watch.Exited && o.Look:
+		// The look at them is under way; a scan makes up for it if it failed.
+		return Judgement{Verdict: Wait, Reason: TooYoung, Detail: o.Detail}
+	case o.Life != watch.Exited:
+		return Judgement{Reason: OwnerUnknown, Detail: o.Detail}
+	default:
+		return pol.inferred(e, Judgement{Verdict: Reap, Reason: NoPossibleOwner, Owner: watch.Exited, Inferred: true}, now)
+	}
+}
+
+func judgeClient(p *watch.Picture, e *watch.Entry, o *watch.Owner) Judgement {
+	away, shared := here(p, e)
+	switch {
+	case !shared:
+		return away
+	case len(o.Clients) == 0:
+		return Judgement{Reason: OwnerUnknown, Detail: o.Detail}
+	case o.Life == watch.Alive:
+		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
+	case o.Life != watch.Exited:
+		return Judgement{Reason: OwnerUnknown, Detail: o.Detail}
+	default:
+		return Judgement{Verdict: Reap, Reason: OwnerExited, Owner: watch.Exited}
+	}
+}
+
+func (pol Policy) judgeSocket(p *watch.Picture, e *watch.Entry, o *watch.Owner, now time.Time) Judgement {
+	away, shared := here(p, e)
+	switch {
+	case !shared:
+		return away
+	case o.Life == watch.Alive:
+		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
+	case o.Life != watch.Exited:
+		return Judgement{Reason: OwnerUnknown, Detail: o.Detail, Look: o.Look}
+	default:
+		return pol.inferred(e, Judgement{Verdict: Reap, Reason: NoPossibleOwner, Owner: watch.Exited, Inferred: true}, now)
+	}
+}
+
+func judgeGroup(o *watch.Owner) Judgement {
+	switch o.Life {
+	case watch.Alive:
+		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
+	case watch.Exited:
+		return Judgement{Verdict: Reap, Reason: Reason(o.Reason), Owner: watch.Exited, Detail: "the last container of its group has been reaped"}
+	default:
+		return Judgement{Reason: NotOwned, Detail: o.Detail}
+	}
+}
+
+func judgeProcess(p *watch.Picture, e *watch.Entry, o *watch.Owner) Judgement {
 	boot := o.Claim.Process.Boot
 	switch ns := p.Namespace(e.ID.Kind); {
 	case !ns.Shared:
@@ -167,8 +349,7 @@ func judgeProcess(p *watch.Picture, e *watch.Entry) Judgement {
 // answering for up to its shutdown timeout (15 s by default, seen: 10 s), and starts it again when it is back.
 const restartGrace = time.Minute
 
-func (pol Policy) judgeContainer(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
-	o := &e.Owner
+func (pol Policy) judgeContainer(p *watch.Picture, e *watch.Entry, o *watch.Owner, now time.Time) Judgement {
 	grace := pol.Grace
 	if o.Restarts {
 		grace = max(grace, restartGrace)

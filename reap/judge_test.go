@@ -31,6 +31,7 @@ func labelled(name string, labels map[string]string) watch.Sandbox {
 		full[watch.LabelPrefix+key] = value
 	}
 	terms, _ := watch.ParseTerms(full)
+	terms.Rule = watch.RuleLabels
 	return watch.Sandbox{
 		ID: id(name), Name: name, State: watch.Running, Created: at(0), Terms: terms,
 		Init: watch.Process{PID: 900, Start: 5000, Boot: thisBoot},

@@ -45,6 +45,8 @@ type Config struct {
 	Workers   int           // how many removals may run at once
 	Timeout   time.Duration // how long one removal may take
 	Rescan    func()        // asks for a full scan
+	Count     func()        // optional: asks for a look at all processes, for owners that are any process of a program
+	Policies  <-chan Policy // optional: a policy to go on with, as after a change of the configuration
 	Docket    *Docket       // optional: without one, what is begun is forgotten at the end
 
 	DryRun   bool             // only say what would be done
@@ -80,15 +82,17 @@ type Loop struct {
 	open      map[watch.ID]*Case     // reaps begun
 	dropped   map[watch.ID]struct{}  // given up by an operator
 	desk      *mailbox[func() watch.Event]
-	filing    int    // changes to the docket under way
-	queue     []Step // removals that wait for a worker
-	running   int    // removals under way
+	filing    int        // changes to the docket under way
+	ending    []watch.ID // reaps that have ended, with a record that is to go
+	queue     []Step     // removals that wait for a worker
+	running   int        // removals under way
 	status    Status
 	lost      map[string]bool // sources that have lost events and not come back
 	unshared  map[watch.Kind]bool
-	ended     bool  // a scan has ended since the start
-	undurable bool  // the docket could not be written
-	unseen    error // what the latest scan could not list
+	ended     bool            // a scan has ended since the start
+	alarmed   map[string]bool // rules of which there are more sandboxes than there should be
+	undurable bool            // the docket could not be written
+	unseen    error           // what the latest scan could not list
 }
 
 // NewLoop returns a loop that has not run yet.
@@ -101,6 +105,7 @@ func NewLoop(c Config) *Loop {
 		desk:     newMailbox[func() watch.Event](),
 		lost:     map[string]bool{},
 		unshared: map[watch.Kind]bool{},
+		alarmed:  map[string]bool{},
 	}
 }
 
@@ -123,6 +128,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		select {
 		case <-l.Inbox.Ready():
 		case <-timer.C:
+		case l.Policy = <-l.Policies:
 		case <-interrupted:
 			interrupted = nil
 			closing = time.After(DrainFor)
@@ -224,6 +230,8 @@ func (l *Loop) fold(ev watch.Event) {
 		l.listFailed(ev)
 	case watch.Listed:
 		l.sourceBack(listOf(ev.Kind))
+	case watch.ProgramListed:
+		l.sourceBack(listOf(watch.Processes))
 	case watch.LookFailed:
 		l.Log.Debug("could not look at a sandbox", watch.KeyKind, string(ev.ID.Kind), watch.KeyID, ev.ID.Name, watch.KeyError, ev.Err)
 		l.Rescan()
@@ -259,7 +267,9 @@ func (l *Loop) apply(ev watch.Event) {
 		if l.open[e.ID] == nil {
 			continue
 		}
-		l.finish(e.ID)
+		// Its record goes when what belongs to its group has one.
+		delete(l.open, e.ID)
+		l.ending = append(l.ending, e.ID)
 		l.status.Reaped++
 		l.tellReaped(e, at)
 		l.report(e, nil)
@@ -302,6 +312,9 @@ func (l *Loop) resolve() {
 	slices.Sort(hold)
 	for _, pid := range slices.Compact(hold) {
 		l.apply(l.Owners.Hold(pid))
+	}
+	if l.Picture.TakeCount() && l.Count != nil {
+		l.Count()
 	}
 	for _, pid := range release {
 		if !slices.Contains(hold, pid) {
@@ -363,6 +376,10 @@ func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
 	for _, ev := range ended {
 		l.fold(ev)
 	}
+	for _, id := range l.ending {
+		l.finish(id)
+	}
+	l.ending = nil
 	l.dispatch(ctx)
 }
 

@@ -79,7 +79,7 @@ var mutants = []mutant{
 	},
 	{
 		"a scan does not ask again about open claims", "watch/picture.go",
-		"			p.hold = append(p.hold, e.Owner.Claim.Process.PID)\n		}\n		p.agenda", "		}\n		p.agenda",
+		"			p.hold = append(p.hold, e.Owner().Claim.Process.PID)\n		}\n		p.agenda", "		}\n		p.agenda",
 	},
 	{
 		"an operator's drop is forgotten", "watch/picture.go",
@@ -127,7 +127,7 @@ var mutants = []mutant{
 	},
 	{
 		"a pin is ignored once the owner is dead", "reap/judge.go",
-		"case e.Terms.Keep:", "case e.Terms.Keep && e.Owner.Life != watch.Exited:",
+		"case e.Terms.Keep:", "case e.Terms.Keep && e.Owner().Life != watch.Exited:",
 	},
 	{
 		"a malformed label is guessed at", "reap/judge.go",

@@ -2,6 +2,7 @@ package reap
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"watcher/watch"
@@ -20,16 +21,24 @@ const listTimeout = 30 * time.Second
 
 // A Scanner asks for full lists: at intervals, behind everything that events may have missed, and whenever it is poked.
 type Scanner struct {
-	Listers  []Lister
-	Inbox    *Inbox
-	Interval time.Duration
+	Listers []Lister // asked in this order
+	Inbox   *Inbox
 
-	poke chan struct{}
+	interval atomic.Int64
+	poke     chan struct{}
 }
 
 // NewScanner returns a scanner that has not scanned yet.
 func NewScanner(inbox *Inbox, interval time.Duration, listers ...Lister) *Scanner {
-	return &Scanner{Listers: listers, Inbox: inbox, Interval: interval, poke: make(chan struct{}, 1)}
+	s := &Scanner{Listers: listers, Inbox: inbox, poke: make(chan struct{}, 1)}
+	s.interval.Store(int64(interval))
+	return s
+}
+
+// SetInterval changes the interval and asks for a scan now. It is safe for concurrent use.
+func (s *Scanner) SetInterval(d time.Duration) {
+	s.interval.Store(int64(d))
+	s.Poke()
 }
 
 // Poke asks for a scan now. Pokes that come while one is pending are the same poke. It is safe for concurrent use.
@@ -42,7 +51,7 @@ func (s *Scanner) Poke() {
 
 // Run scans at intervals and at pokes until ctx ends.
 func (s *Scanner) Run(ctx context.Context) error {
-	ticker := time.NewTicker(s.Interval)
+	ticker := time.NewTicker(time.Duration(s.interval.Load()))
 	defer ticker.Stop()
 	for {
 		select {
@@ -52,7 +61,7 @@ func (s *Scanner) Run(ctx context.Context) error {
 		case <-s.poke:
 		}
 		s.Scan(ctx)
-		ticker.Reset(s.Interval)
+		ticker.Reset(time.Duration(s.interval.Load()))
 	}
 }
 

@@ -3,6 +3,8 @@ package reap
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"watcher/watch"
@@ -16,15 +18,12 @@ func (l *Loop) about(e *watch.Entry, more ...any) []any {
 	if e.Image != "" {
 		attrs = append(attrs, watch.KeyImage, e.Image)
 	}
-	attrs = append(attrs, watch.KeyRule, RuleLabels)
-	if owner := e.Owner.Claim.String(); owner != "" {
+	attrs = append(attrs, watch.KeyRule, e.Terms.Rule)
+	if owner := e.Owner().Claim.String(); owner != "" {
 		attrs = append(attrs, watch.KeyOwner, owner)
 	}
 	return append(attrs, more...)
 }
-
-// RuleLabels is the rule by which a sandbox is watched that carries watcher's own labels.
-const RuleLabels = "labels"
 
 func (l *Loop) tellVerdict(j Judged) {
 	before, known := l.verdicts[j.ID]
@@ -51,13 +50,15 @@ func (l *Loop) tellVerdict(j Judged) {
 		// The next attempt at a reap that has been told already.
 	case j.Verdict == Reap && l.DryRun:
 		tell(slog.LevelInfo, watch.EventWouldReap, "would reap")
-	case j.Verdict == Reap && j.Reason != Expired:
+	case j.Verdict == Reap && j.Reason != Expired && j.Reason != StaleState:
 		tell(slog.LevelInfo, watch.EventOwnerExited, "owner has exited")
 	case j.Reason == OwnerUnknown && l.unshared[j.ID.Kind]:
 		// Said once for all of them by namespace.
 		tell(slog.LevelDebug, watch.EventHeld, "kept, because its owner cannot be judged")
 	case j.Reason == OwnerUnknown:
 		tell(slog.LevelWarn, watch.EventHeld, "kept, because its owner cannot be judged")
+	case j.Reason == Protected:
+		tell(slog.LevelInfo, watch.EventHeld, "kept, because it is another manager's")
 	case j.Reason == BadLabel:
 		tell(slog.LevelWarn, watch.EventHeld, "kept, because a label is malformed")
 	default:
@@ -67,7 +68,7 @@ func (l *Loop) tellVerdict(j Judged) {
 
 func (l *Loop) tellReaped(e *watch.Entry, at time.Time) {
 	attrs := l.about(e, watch.KeyEvent, watch.EventReaped, watch.KeyReason, e.Progress.Reason, watch.KeyAttempt, e.Progress.Attempts+1)
-	if died := e.Owner.ExitedAt; !died.IsZero() && Reason(e.Progress.Reason) != Expired {
+	if died := e.Owner().ExitedAt; !died.IsZero() && Reason(e.Progress.Reason) != Expired {
 		if stopped := e.Progress.Stopped; !stopped.IsZero() {
 			attrs = append(attrs, watch.KeyStopUS, max(stopped.Sub(died), 0).Microseconds())
 		}
@@ -122,16 +123,28 @@ func (l *Loop) tellDocket(err error) {
 
 // tellAlarm tells, once per crossing, that there are more sandboxes of a rule than there should be.
 func (l *Loop) tellAlarm() {
-	n := l.Picture.Len()
-	if alarm := n > l.Policy.Alarm; alarm != l.status.Alarm {
-		l.status.Alarm = alarm
-		attrs := []any{watch.KeyEvent, watch.EventAlarm, watch.KeyRule, RuleLabels, watch.KeySandboxes, n, watch.KeyThreshold, l.Policy.Alarm}
-		if alarm {
+	rules := l.Picture.Rules()
+	for rule := range l.alarmed {
+		if _, some := rules[rule]; !some {
+			rules[rule] = 0
+		}
+	}
+	for rule, n := range rules {
+		most, own := l.Policy.Alarms[rule]
+		if !own {
+			most = l.Policy.Alarm
+		}
+		attrs := []any{watch.KeyEvent, watch.EventAlarm, watch.KeyRule, rule, watch.KeySandboxes, n, watch.KeyThreshold, most}
+		switch alarm := n > most; {
+		case alarm && !l.alarmed[rule]:
+			l.alarmed[rule] = true
 			l.Log.Warn("more sandboxes than there should be", attrs...)
-		} else {
+		case !alarm && l.alarmed[rule]:
+			delete(l.alarmed, rule)
 			l.Log.Info("no more sandboxes than there should be", attrs...)
 		}
 	}
+	l.status.Alarm = len(l.alarmed) > 0
 }
 
 func (l *Loop) tellBrake(n int) {
@@ -139,11 +152,16 @@ func (l *Loop) tellBrake(n int) {
 		watch.KeyEvent, watch.EventHeld, watch.KeyReason, string(TooYoung), watch.KeySandboxes, n, "burst", l.Policy.Burst)
 }
 
-func listOf(kind watch.Kind) string { return "list of " + string(kind) + "s" }
+func listOf(kind watch.Kind) string {
+	if kind == watch.Processes {
+		return "list of processes"
+	}
+	return "list of " + string(kind) + "s"
+}
 
 // listFailed tells a failed list, unless that the kind's system is away explains it already.
 func (l *Loop) listFailed(ev watch.ListFailed) {
-	if l.Picture.Present(ev.Kind) {
+	if l.Picture.Present(ev.Kind) || ev.Kind == watch.Processes {
 		l.sourceLost(listOf(ev.Kind), ev.Err)
 		return
 	}
@@ -171,11 +189,19 @@ func (l *Loop) namespace(ev watch.NamespaceSeen) {
 	if was := l.unshared[ev.Kind]; was == !ev.Shared {
 		return
 	}
+	told := slices.Contains(slices.Collect(maps.Values(l.unshared)), !ev.Shared) // of another kind of the same system
 	l.unshared[ev.Kind] = !ev.Shared
+	level := slog.LevelDebug
 	if ev.Shared {
-		l.Log.Info("owners can be judged again", watch.KeyKind, string(ev.Kind))
+		if !told {
+			level = slog.LevelInfo
+		}
+		l.Log.Log(context.Background(), level, "owners can be judged again", watch.KeyKind, string(ev.Kind))
 		return
 	}
-	l.Log.Warn("every sandbox with a process as owner is kept: PIDs do not mean the same here and where the sandboxes run",
+	if !told {
+		level = slog.LevelWarn
+	}
+	l.Log.Log(context.Background(), level, "every sandbox with a process as owner is kept: PIDs do not mean the same here and where the sandboxes run",
 		watch.KeyEvent, watch.EventHeld, watch.KeyKind, string(ev.Kind), watch.KeyReason, string(OwnerUnknown), "detail", ev.Detail)
 }

@@ -234,6 +234,7 @@ func (h *host) clone() *host {
 	from, to := inside(h.pic), inside(c.pic)
 	for id, e := range *from.sandboxes {
 		copied := *e
+		copied.Owners = slices.Clone(e.Owners)
 		(*to.sandboxes)[id] = &copied
 	}
 	maps.Copy(*to.gone, *from.gone)
@@ -245,6 +246,7 @@ func (h *host) clone() *host {
 	for key, ids := range *from.claimants {
 		(*to.claimants)[key] = maps.Clone(ids)
 	}
+	maps.Copy(*to.rules, *from.rules)
 	for id, at := range *from.at {
 		c.pic.Settle(id, at) // and with it the queue
 	}
@@ -263,6 +265,7 @@ type innards struct {
 	present       *map[watch.Kind]bool
 	returned      *map[watch.Kind]time.Time
 	claimants     *map[string]map[watch.ID]struct{}
+	rules         *map[string]int
 	touched       *map[watch.ID]struct{}
 	at            *map[watch.ID]time.Time
 	hold, release *[]int
@@ -284,6 +287,7 @@ func inside(p *watch.Picture) innards {
 		present:    field[map[watch.Kind]bool](p, "present"),
 		returned:   field[map[watch.Kind]time.Time](p, "returned"),
 		claimants:  field[map[string]map[watch.ID]struct{}](p, "claimants"),
+		rules:      field[map[string]int](p, "rules"),
 		touched:    field[map[watch.ID]struct{}](p, "agenda.touched"),
 		at:         field[map[watch.ID]time.Time](p, "agenda.at"),
 		hold:       field[[]int](p, "hold"),
@@ -298,11 +302,11 @@ func knowPicture() error {
 		of    reflect.Type
 		names string
 	}{
-		{reflect.TypeFor[watch.Picture](), "boot sandboxes gone listed dropped namespaces present returned claimants agenda hold release"},
-		{reflect.TypeFor[watch.Entry](), "Sandbox Asked Owner Progress Braked"},
-		{reflect.TypeFor[watch.Owner](), "Claim Life Process Container Asked Replaced Gone Restarts Thread ExitedAt Detail"},
+		{reflect.TypeFor[watch.Picture](), "boot sandboxes gone listed dropped namespaces present returned claimants programs groups rules agenda hold release count"},
+		{reflect.TypeFor[watch.Entry](), "Sandbox Asked First Owners Progress Braked isFiled filed"},
+		{reflect.TypeFor[watch.Owner](), "Claim Life Process Container Clients Asked Replaced Gone Restarts Thread Look ExitedAt Reason Detail lives"},
 		{reflect.TypeFor[watch.Progress](), "Begun Reason Step StepAt SignalAt InFlight Stopped Attempts Err"},
-		{reflect.TypeFor[watch.Sandbox](), "ID Name Image State Created Terms Init"},
+		{reflect.TypeFor[watch.Sandbox](), "ID Name Image State Created Terms InUse Existed Init"},
 	} {
 		var names []string
 		for f := range known.of.Fields() {
@@ -401,26 +405,26 @@ func (h *host) sum() sum {
 		if e == nil {
 			continue
 		}
-		b.put(e.State.Runs(), e.Init.PID != 0, int(e.Owner.Life), e.Owner.Replaced, e.Owner.Gone)
-		if p := e.Owner.Process; p.PID != 0 {
+		b.put(e.State.Runs(), e.Init.PID != 0, int(e.Owner().Life), e.Owner().Replaced, e.Owner().Gone)
+		if p := e.Owner().Process; p.PID != 0 {
 			b.put(1 + slices.IndexFunc(h.pids[part.who].births, func(t time.Time) bool { return startAt(t) == p.Start }))
 		}
-		b.text(e.Owner.Container)
+		b.text(e.Owner().Container)
 		if late {
 			for _, l := range h.letters {
-				b.put(e.Asked.Compare(l.asked), e.Owner.Asked.Compare(l.asked))
+				b.put(e.Asked.Compare(l.asked), e.Owner().Asked.Compare(l.asked))
 			}
 		}
-		if part.kind == byContainer && e.Owner.Life == watch.Exited && !e.Owner.Gone {
-			down := e.Owner.ExitedAt
+		if part.kind == byContainer && e.Owner().Life == watch.Exited && !e.Owner().Gone {
+			down := e.Owner().ExitedAt
 			if back := (*in.returned)[watch.Container]; back.After(down) {
 				down = back
 			}
 			b.beats(down, 1)
 			down = down.Add(modelPolicy.Grace)
-			b.put(e.Owner.Asked.Before(down), (*in.listed)[watch.Container].Before(down))
+			b.put(e.Owner().Asked.Before(down), (*in.listed)[watch.Container].Before(down))
 			for _, l := range h.letters {
-				b.put(l.asked.Before(down), l.since.After(e.Owner.ExitedAt))
+				b.put(l.asked.Before(down), l.since.After(e.Owner().ExitedAt))
 			}
 		}
 		pr := &e.Progress

@@ -15,6 +15,7 @@ type (
 		Kind      Kind
 		Asked     time.Time // when the list was asked for: what is newer than that, it does not contradict
 		Sandboxes []Sandbox
+		Unwatched []ID // others that exist and are not watched. A reap of one that was begun before is finished.
 	}
 
 	// ListFailed says that a list could not be had, or not whole. Nothing follows from it about any sandbox.
@@ -59,6 +60,39 @@ type (
 		Thread  bool      // the number is that of a thread and not of a process
 		At      time.Time // when it was seen so; of an exit, when it happened if the kernel told
 		Detail  string
+	}
+
+	// ProgramSeen is one process that is, or may be, of a program.
+	ProgramSeen struct {
+		Program string
+		Member  Member
+		At      time.Time
+	}
+
+	// ProgramListed is a complete look for the processes of a program. Those that are known and not in it are dead.
+	ProgramListed struct {
+		Program string
+		Asked   time.Time
+		Members []Member
+	}
+
+	// ClientsSeen says which clients may have started a container: one of them did. What is known is not forgotten when
+	// a later one says less.
+	ClientsSeen struct {
+		ID      ID
+		Clients []Client
+		At      time.Time
+		Detail  string // why it cannot be told, if there are none
+	}
+
+	// SocketSeen is what a look at the socket that a sandbox's owner listens on found.
+	SocketSeen struct {
+		ID     ID
+		Socket string
+		Owner  Process // who listens; zero if that is not known
+		Life   Life    // Exited: nobody listens
+		Asked  time.Time
+		Detail string
 	}
 
 	// ContainerSeen is what a look at a container that owns sandboxes found. It is about the sandboxes whose claim was
@@ -160,6 +194,10 @@ func (SandboxSeen) isEvent()   {}
 func (SandboxGone) isEvent()   {}
 func (InitExited) isEvent()    {}
 func (ProcessSeen) isEvent()   {}
+func (ProgramSeen) isEvent()   {}
+func (ProgramListed) isEvent() {}
+func (ClientsSeen) isEvent()   {}
+func (SocketSeen) isEvent()    {}
 func (ContainerSeen) isEvent() {}
 func (NamespaceSeen) isEvent() {}
 func (ScanBegun) isEvent()     {}
@@ -173,6 +211,21 @@ func (Braked) isEvent()        {}
 func (RecordKept) isEvent()    {}
 func (StepBegun) isEvent()     {}
 func (StepEnded) isEvent()     {}
+
+// A Member is one process that is, or may be, of a program.
+type Member struct {
+	Process Process
+	Born    time.Time // by the wall clock
+	Life    Life      // Unknown: it lives, and what it runs cannot be read
+	At      time.Time // of an exit, when it happened
+}
+
+// A Client is a process that may have started a container in the foreground, and those that speak to it: the container
+// has lost its owner when one of them is dead.
+type Client struct {
+	Process  Process
+	Speakers []Process // ancestors that hold the other end of its standard input
+}
 
 // A Step is one thing done to a sandbox on the way from its verdict to its end.
 type Step uint8

@@ -3,7 +3,6 @@ package watch
 import (
 	"maps"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -17,10 +16,14 @@ type Picture struct {
 	namespaces map[Kind]NamespaceSeen
 	present    map[Kind]bool              // the kind's system can be reached
 	returned   map[Kind]time.Time         // when it came back, if it was away
-	claimants  map[string]map[ID]struct{} // sandboxes by what their claims name: a PID or a container reference
+	claimants  map[string]map[ID]struct{} // sandboxes by what their claims name: see claimKey
+	programs   map[string]*program
+	groups     map[string]*group
+	rules      map[string]int // how many sandboxes of each rule there are
 	agenda     agenda
 
 	hold, release []int
+	count         bool
 }
 
 // NewPicture returns an empty picture of a host whose boot ID is boot.
@@ -35,6 +38,9 @@ func NewPicture(boot string) *Picture {
 		returned:   map[Kind]time.Time{},
 		listed:     map[Kind]time.Time{},
 		claimants:  map[string]map[ID]struct{}{},
+		programs:   map[string]*program{},
+		groups:     map[string]*group{},
+		rules:      map[string]int{},
 		agenda:     newAgenda(),
 	}
 }
@@ -43,24 +49,13 @@ func NewPicture(boot string) *Picture {
 type Entry struct {
 	Sandbox
 	Asked    time.Time // how fresh Sandbox is
-	Owner    Owner
+	First    time.Time // how fresh it was when it was first seen
+	Owners   []Owner   // one for each of Terms.Owners, in that order
 	Progress Progress
 	Braked   time.Time // when it was set back for a second look; zero: it was not
-}
 
-// An Owner is a claim and what became known of it.
-type Owner struct {
-	Claim     Claim
-	Life      Life
-	Process   Process   // the incarnation that a process claim is bound to
-	Container string    // the full ID that a container claim is bound to
-	Asked     time.Time // of a container: what was asked before then is stale
-	Replaced  bool      // exited, because its PID belongs to a later process
-	Gone      bool      // of a container: not only exited but removed
-	Restarts  bool      // of a container: its engine restarts it
-	Thread    bool      // the claim's number was seen to be a thread's, whose end is no process's
-	ExitedAt  time.Time // when it exited, if that was observed
-	Detail    string    // why Life is Unknown
+	isFiled bool
+	filed   []string // what it is filed under among the claimants
 }
 
 // Progress is how far the reap of a sandbox has come.
@@ -117,6 +112,25 @@ func (p *Picture) Next() time.Time { return p.agenda.next() }
 // time means never.
 func (p *Picture) Settle(id ID, next time.Time) { p.agenda.settle(id, next) }
 
+// Rules returns how many sandboxes of each rule there are.
+func (p *Picture) Rules() map[string]int { return maps.Clone(p.rules) }
+
+// Counted is when the latest complete look for the processes of a program was asked for.
+func (p *Picture) Counted(name string) time.Time {
+	if known := p.programs[name]; known != nil {
+		return known.listed
+	}
+	return time.Time{}
+}
+
+// TakeCount reports whether, since the last call, a sandbox was seen for the first time whose owner may be any process of
+// a program: then nothing is known of that owner before all processes have been looked at once more.
+func (p *Picture) TakeCount() bool {
+	count := p.count
+	p.count = false
+	return count
+}
+
 // TakeClaims returns the PIDs that have become interesting since the last call, and those that no sandbox claims any
 // more. A PID is named again when another sandbox claims it and when a scan finds its claim still open.
 func (p *Picture) TakeClaims() (hold, release []int) {
@@ -145,23 +159,28 @@ func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
 	case SandboxGone:
 		p.gone[ev.ID] = ev.At
 		delete(p.dropped, ev.ID)
+		if e := p.sandboxes[ev.ID]; e != nil {
+			p.endOfGroup(e, ev.At)
+		}
 		if e := p.forget(ev.ID); e != nil {
 			return []*Entry{e}
 		}
 	case InitExited:
 		p.applyInitExited(ev)
 	case ProcessSeen:
-		for id := range p.claimants[pidKey(ev.PID)] {
-			e := p.sandboxes[id]
-			e.Owner.learnProcess(e.Sandbox, ev)
-			p.agenda.touch(id)
-		}
+		p.learn(pidKey(ev.PID), func(e *Entry, o *Owner) { o.seeProcess(e.Sandbox, ev) })
 	case ContainerSeen:
-		for id := range p.claimants[ev.Ref] {
-			e := p.sandboxes[id]
-			e.Owner.learnContainer(e.Sandbox, ev)
-			p.agenda.touch(id)
-		}
+		p.learn(claimKey(Claim{Kind: ContainerClaim, Container: ev.Ref}), func(e *Entry, o *Owner) { o.seeContainer(e.Sandbox, ev) })
+	case ProgramSeen:
+		p.program(ev.Program).see(ev)
+		p.learnProgram(ev.Program)
+	case ProgramListed:
+		p.program(ev.Program).list(ev)
+		p.learnProgram(ev.Program)
+	case ClientsSeen:
+		p.applyClientsSeen(ev)
+	case SocketSeen:
+		p.applySocketSeen(ev)
 	case NamespaceSeen:
 		p.namespaces[ev.Kind] = ev
 		p.touchAll(ev.Kind)
@@ -200,22 +219,34 @@ func (p *Picture) applyListed(ev Listed) (forgotten []*Entry) {
 		listed[s.ID] = true
 		p.see(s, ev.Asked)
 	}
+	for _, id := range ev.Unwatched {
+		// It is watched no more, as after a change of the rules, but a reap of it that was begun is finished.
+		if e := p.sandboxes[id]; e != nil && !e.Progress.Begun.IsZero() {
+			listed[id] = true
+		}
+	}
 	for id, e := range p.sandboxes {
 		if id.Kind != ev.Kind {
 			continue
 		}
 		if !listed[id] && e.Asked.Before(ev.Asked) {
+			p.endOfGroup(e, ev.Asked)
 			forgotten = append(forgotten, p.forget(id))
 			continue
 		}
-		if e.Owner.Claim.Kind == ProcessClaim && e.Owner.Process.PID == 0 && e.Owner.Life != Exited {
-			p.hold = append(p.hold, e.Owner.Claim.Process.PID)
+		for i := range e.Owners {
+			p.hold = append(p.hold, e.Owners[i].open()...)
 		}
 		p.agenda.touch(id)
 	}
 	if p.listed[ev.Kind].Before(ev.Asked) {
 		p.listed[ev.Kind] = ev.Asked
 	}
+	maps.DeleteFunc(p.groups, func(name string, g *group) bool {
+		// What belongs to the group may not have been seen before the lists that were asked for after its end.
+		unseen := !g.reaped.IsZero() && (!p.listed[Volume].After(g.reaped) || !p.listed[Network].After(g.reaped))
+		return len(g.containers) == 0 && len(p.claimants[groupKey(name)]) == 0 && !unseen
+	})
 	maps.DeleteFunc(p.dropped, func(id ID, _ struct{}) bool { return id.Kind == ev.Kind && !listed[id] && p.sandboxes[id] == nil })
 	maps.DeleteFunc(p.gone, func(id ID, at time.Time) bool { return id.Kind == ev.Kind && at.Before(ev.Asked) })
 	return forgotten
@@ -230,12 +261,15 @@ func (p *Picture) see(s Sandbox, asked time.Time) {
 	case !known && asked.Before(p.listed[s.ID.Kind]):
 		return
 	case !known:
-		e = &Entry{Owner: Owner{Claim: s.Terms.Owner, Asked: asked}}
+		e = &Entry{First: asked}
 		p.sandboxes[s.ID] = e
-		p.claim(s.ID, s.Terms.Owner)
 	case asked.Before(e.Asked):
 		return
 	}
+	if known && len(e.Owners) > 0 && e.Terms.ownLabels() {
+		s.Terms.Owners = e.Terms.Owners // labels do not change; rules may (W2)
+	}
+	p.file(e, s, asked)
 	e.Sandbox, e.Asked = s, asked
 	if !s.State.Runs() && !e.Progress.Begun.IsZero() && e.Progress.Stopped.IsZero() {
 		e.Progress.Stopped = asked
@@ -250,37 +284,8 @@ func (p *Picture) forget(id ID) *Entry {
 	}
 	delete(p.sandboxes, id)
 	p.agenda.forget(id)
-	p.unclaim(id, e.Owner.Claim)
+	p.unfile(e)
 	return e
-}
-
-func (p *Picture) claim(id ID, c Claim) {
-	key := claimKey(c)
-	if key == "" {
-		return
-	}
-	if p.claimants[key] == nil {
-		p.claimants[key] = map[ID]struct{}{}
-	}
-	p.claimants[key][id] = struct{}{}
-	if c.Kind == ProcessClaim {
-		p.hold = append(p.hold, c.Process.PID)
-	}
-}
-
-func (p *Picture) unclaim(id ID, c Claim) {
-	key := claimKey(c)
-	if key == "" {
-		return
-	}
-	delete(p.claimants[key], id)
-	if len(p.claimants[key]) > 0 {
-		return
-	}
-	delete(p.claimants, key)
-	if c.Kind == ProcessClaim {
-		p.release = append(p.release, c.Process.PID)
-	}
 }
 
 func (p *Picture) applyInitExited(ev InitExited) {
@@ -344,9 +349,10 @@ func (p *Picture) retry(kind Kind) {
 func (p *Picture) applyCaseResumed(ev CaseResumed) {
 	e := p.sandboxes[ev.Sandbox.ID]
 	if e == nil {
-		e = &Entry{Sandbox: ev.Sandbox, Owner: Owner{Claim: ev.Sandbox.Terms.Owner}}
-		p.sandboxes[e.ID] = e
-		p.claim(e.ID, e.Owner.Claim)
+		e = &Entry{}
+		p.sandboxes[ev.Sandbox.ID] = e
+		p.file(e, ev.Sandbox, time.Time{})
+		e.Sandbox = ev.Sandbox
 	}
 	e.Progress = Progress{Begun: ev.Begun, Reason: ev.Reason, Step: Record, Attempts: ev.Attempts, Err: ev.Err}
 	if ev.Attempts > 0 {
@@ -369,123 +375,4 @@ func (p *Picture) touchAll(kind Kind) {
 			p.agenda.touch(id)
 		}
 	}
-}
-
-// learnProcess takes in what was seen of the PID that o claims.
-func (o *Owner) learnProcess(s Sandbox, seen ProcessSeen) {
-	if o.Life == Exited {
-		// Of two witnesses to one death, the earlier one is nearer the truth: the kernel's stamp may come second.
-		if seen.Life == Exited && seen.Process == o.Process && seen.At.Before(o.ExitedAt) {
-			o.ExitedAt = seen.At
-		}
-		return
-	}
-	nobody := seen.Process.PID == 0
-	switch {
-	case seen.Thread && !o.Thread && !nobody && o.Process.PID == 0 && o.Claim.Process.Start != 0 && seen.Process.Start != o.Claim.Process.Start:
-		// The number went to a thread that started at another time than the owner did, so the owner has it no more.
-		o.Replaced = true
-		o.exit(time.Time{})
-	case seen.Life == Unknown:
-		o.Thread = o.Thread || seen.Thread
-		if o.Process.PID == 0 {
-			o.Detail = seen.Detail
-		}
-	case o.Thread && nobody:
-		o.Detail = "the number was a thread's, and the thread has ended; its process may live"
-	case o.Process.PID == 0 && !nobody && seen.Life == Exited && seen.Process.Start != o.Claim.Process.Start:
-		// Somebody died who was held for another sandbox. The PID may have gone to this one's owner since, so only the
-		// look that a new claim asks for binds it (W2).
-	case o.Process.PID != 0: // bound
-		switch {
-		case seen.Process == o.Process && seen.Life == Alive:
-		case seen.Process == o.Process, nobody:
-			o.exit(seen.At)
-		case seen.Process.Start > o.Process.Start:
-			o.Replaced = true
-			o.exit(seen.At)
-		}
-	case nobody:
-		o.exit(time.Time{})
-	case o.Claim.Process.Start != 0:
-		if seen.Process.Start != o.Claim.Process.Start {
-			if s.Init.PID != 0 && o.Claim.Process.Start > s.Init.Start {
-				// A process that starts after its sandbox cannot have made it: the label is of another boot or host.
-				o.Detail = "by its label the owner started after the sandbox, which cannot be"
-				return
-			}
-			o.Replaced = true
-			o.exit(time.Time{})
-			return
-		}
-		o.bind(seen)
-	case s.Init.PID != 0 && seen.Process.Start > s.Init.Start:
-		o.Replaced = true
-		o.exit(time.Time{})
-	case s.Created.IsZero():
-		o.Detail = "it is not known when the sandbox was created"
-	case seen.Born.After(s.Created.Add(clockSlack)):
-		if s.Init.PID != 0 {
-			o.Detail = "the wall clock says that the process was born after the sandbox, the kernel's clock that it was not"
-			return
-		}
-		o.Replaced = true
-		o.exit(time.Time{})
-	default:
-		o.bind(seen)
-	}
-}
-
-func (o *Owner) bind(seen ProcessSeen) {
-	o.Process, o.Detail = seen.Process, ""
-	if o.Life = seen.Life; o.Life == Exited {
-		// It was dead when first looked at, so nobody saw when it died.
-		o.ExitedAt = time.Time{}
-	}
-}
-
-func (o *Owner) exit(at time.Time) {
-	o.Life, o.ExitedAt, o.Detail = Exited, at, ""
-}
-
-// learnContainer takes in what was seen of a container that o's claim names. Unlike a process, a container that exited
-// may run again, but one that is gone does not come back: a later one of that name is another.
-func (o *Owner) learnContainer(s Sandbox, seen ContainerSeen) {
-	bound := o.Container != ""
-	switch {
-	case o.Gone, bound && seen.Container != o.Container, !bound && !seen.Named:
-		return
-	case seen.Asked.Before(o.Asked):
-		// The container may have been restarted since, or the name have gone to another (W4).
-		return
-	case seen.Life == Unknown:
-		if !bound {
-			o.Detail = seen.Detail
-		}
-		return
-	case seen.Container == "", !bound && seen.younger(s):
-		// The name is free, or belongs to a container younger than the sandbox.
-		o.exit(time.Time{})
-		o.Gone = true
-		return
-	}
-	o.Container, o.Asked, o.Detail, o.Restarts = seen.Container, seen.Asked, "", seen.Restarts
-	if seen.Life == Alive {
-		o.Life, o.ExitedAt = Alive, time.Time{}
-		return
-	}
-	at := seen.Since
-	if at.IsZero() {
-		at = seen.Asked
-	}
-	if o.Life != Exited || seen.Since.After(o.ExitedAt) {
-		o.exit(at)
-	}
-	o.Gone = seen.Gone
-}
-
-// younger reports whether the container is younger than a sandbox that names it by name. One that is named by its ID is
-// not, whatever the clocks say: nobody knows an ID before the container exists.
-func (c ContainerSeen) younger(s Sandbox) bool {
-	return !strings.HasPrefix(c.Container, c.Ref) && !s.Created.IsZero() && c.Created.After(s.Created.Add(clockSlack))
 }

@@ -38,7 +38,7 @@ func owner(label string) func(*watch.Sandbox) {
 	if err != nil {
 		panic(err)
 	}
-	return func(s *watch.Sandbox) { s.Terms.Owner = claim }
+	return func(s *watch.Sandbox) { s.Terms.Owners = []watch.Claim{claim} }
 }
 
 func state(state watch.State) func(*watch.Sandbox) {
@@ -95,7 +95,7 @@ type fate struct {
 }
 
 func fateOf(e *watch.Entry) fate {
-	o := e.Owner
+	o := e.Owner()
 	return fate{o.Life, o.Process.Start, o.Container, o.Replaced, o.Gone, o.ExitedAt, o.Detail != ""}
 }
 
@@ -531,7 +531,7 @@ func TestW2AClaimIsBoundWhenItIsFirstSeenAndStaysSo(t *testing.T) {
 	p.Apply(alive(100, ticks(-60), 2))
 	p.Apply(seen(3, sandbox("a", owner("200")))) // labels do not change; if they did, it would be a trick
 	p.Apply(nobody(200, 4))
-	if got := p.Entry(id("a")).Owner; got.Life != watch.Alive || got.Process.PID != 100 {
+	if got := p.Entry(id("a")).Owner(); got.Life != watch.Alive || got.Process.PID != 100 {
 		t.Errorf("owner is %+v", got)
 	}
 }
@@ -542,7 +542,7 @@ func TestOneFactIsForAllSandboxesOfAnOwner(t *testing.T) {
 	p.Apply(alive(100, 994000, 2))
 	p.Apply(exited(100, 994000, 3))
 	for name, want := range map[string]watch.Life{"a": watch.Exited, "b": watch.Exited, "c": watch.Unknown} {
-		if got := p.Entry(id(name)).Owner.Life; got != want {
+		if got := p.Entry(id(name)).Owner().Life; got != want {
 			t.Errorf("the owner of %s is %s, want %s", name, got, want)
 		}
 	}
@@ -617,7 +617,7 @@ func TestW5AFailedListChangesNothing(t *testing.T) {
 			t.Errorf("%T makes the picture forget %d sandboxes", ev, len(forgotten))
 		}
 	}
-	if p.Len() != 2 || p.Entry(id("a")).Owner.Life != watch.Alive {
+	if p.Len() != 2 || p.Entry(id("a")).Owner().Life != watch.Alive {
 		t.Errorf("the picture has changed: %+v", p.Entry(id("a")))
 	}
 	wantDue(t, p)
@@ -642,8 +642,8 @@ func TestW6WhatIsForgottenIsToldOnceWithAllThatWasKnown(t *testing.T) {
 		t.Fatalf("forgotten by a list (-want +got)\n%s", diff)
 	}
 	for _, e := range forgotten {
-		if e.ID.Name == "a" && e.Owner.Life != watch.Alive {
-			t.Errorf("what was known is lost: %+v", e.Owner)
+		if e.ID.Name == "a" && e.Owner().Life != watch.Alive {
+			t.Errorf("what was known is lost: %+v", e.Owner())
 		}
 	}
 	if diff := cmp.Diff([]string{"c"}, names(p.Apply(gone(4, "c")))); diff != "" {

@@ -50,9 +50,13 @@ type ClaimKind uint8
 
 // The sorts of owners. A NoClaim names nobody.
 const (
-	NoClaim ClaimKind = iota
-	ProcessClaim
-	ContainerClaim
+	NoClaim        ClaimKind = iota
+	ProcessClaim             // one process
+	ContainerClaim           // one container
+	ProgramClaim             // any process of a program that is older than the sandbox
+	ClientClaim              // the client that started a container in the foreground
+	SocketClaim              // who listens on a socket
+	GroupClaim               // the containers of a group, of what belongs to them
 )
 
 func (k ClaimKind) String() string {
@@ -61,6 +65,14 @@ func (k ClaimKind) String() string {
 		return "process"
 	case ContainerClaim:
 		return "container"
+	case ProgramClaim:
+		return "program"
+	case ClientClaim:
+		return "client"
+	case SocketClaim:
+		return "socket"
+	case GroupClaim:
+		return "group"
 	default:
 		return ""
 	}
@@ -71,13 +83,24 @@ type Claim struct {
 	Kind      ClaimKind
 	Process   Process
 	Container string // ID or name, as written
+	Program   string // as a rule has it, see [NewProgram]
+	Socket    string // as the sandbox sees it
+	Group     string
 }
 
-// String is the claim in the form of the label.
+// String is the claim in the form of the label, or for one that no label can make the kind of owner and its name.
 func (c Claim) String() string {
 	switch {
 	case c.Kind == ContainerClaim:
 		return containerPrefix + c.Container
+	case c.Kind == ProgramClaim:
+		return "program:" + c.Program
+	case c.Kind == ClientClaim:
+		return "client"
+	case c.Kind == SocketClaim:
+		return "socket:" + c.Socket
+	case c.Kind == GroupClaim:
+		return "group:" + c.Group
 	case c.Kind == NoClaim:
 		return ""
 	case c.Process.Boot != "":

@@ -11,8 +11,16 @@ import (
 // Kind says what sort of sandbox something is. Its values are those of the JSON and log field "kind".
 type Kind string
 
-// Container is a container of a Docker-compatible engine.
-const Container Kind = "container"
+// The kinds of sandboxes, and of what belongs to them and is watched like them.
+const (
+	Container Kind = "container" // of a Docker-compatible engine
+	Volume    Kind = "volume"    // a named volume of such an engine
+	Network   Kind = "network"   // of such an engine
+	File      Kind = "file"      // a file or folder that an owner left behind
+)
+
+// Processes is not a kind of sandbox: it stands for the look at all processes of the host, which can fail like a list.
+const Processes Kind = "process"
 
 // An ID names one sandbox for good: the full ID that its system gave it, never a name or a prefix.
 type ID struct {
@@ -60,6 +68,13 @@ type Sandbox struct {
 	Created time.Time
 	Terms   Terms
 
+	// InUse says of a volume or network that a container refers to it, which need not run.
+	InUse bool
+
+	// Existed is a time at which the sandbox is known to have existed, in clock ticks after boot: a process that started
+	// later cannot have made it, whatever the wall clock says. Zero: not known.
+	Existed uint64
+
 	// Init is the first process of the sandbox, held so that it can be stopped at once; zero if it is not held. Its
 	// start time is also a clock that the wall clock cannot lie to (W3).
 	Init Process
@@ -75,15 +90,26 @@ const (
 	LabelGroup       = LabelPrefix + "group"
 )
 
-// Terms are what a sandbox's labels ask of watcher. The zero Terms ask nothing.
+// Terms are what a sandbox's labels, and the rule that matches it, ask of watcher. The zero Terms ask nothing.
 type Terms struct {
-	Owner       Claim
+	Rule        string        // by which it is watched
+	Owners      []Claim       // who may own it: all must be dead; none: nobody is known to
 	TTL         time.Duration // 0: none
 	StopTimeout time.Duration // 0: killed at once
 	Keep        bool
-	MaxAge      time.Duration // of a rule; 0: none. Unlike TTL nobody said it of this very sandbox, so it is inferred.
-	Fault       string        // the first malformed label, in words; such a sandbox is kept
+	Group       string
+	Fault       string // the first malformed label, in words; such a sandbox is kept
+
+	// What only a rule can say. Nobody said it of this very sandbox, so what follows from it is inferred.
+	States    []State       // it is reaped only in these; none: in all
+	MaxAge    time.Duration // 0: none
+	Ownerless bool          // nobody owns it: being in one of States is ground enough
+	Expires   time.Time     // when its time is over; zero: never. A label says that.
+	Protected string        // the label by which another manager marks it as its own
 }
+
+// ownLabels reports whether a sandbox's own labels, and not a rule, say who owns it.
+func (t Terms) ownLabels() bool { return t.Rule == "" || t.Rule == RuleLabels }
 
 // maxDuration bounds the durations in labels. Beyond a hundred years a number is a mistake, and adding it to a time
 // could overflow and turn "never" into "long ago".
@@ -98,20 +124,26 @@ func ParseTerms(labels map[string]string) (Terms, bool) {
 			keys = append(keys, key)
 		}
 	}
+	if len(keys) == 0 {
+		return Terms{}, false
+	}
 	sort.Strings(keys) // so that of several faults the same one is told each time
-	var t Terms
+	t := Terms{Rule: RuleLabels}
 	for _, key := range keys {
 		if err := t.read(key, labels[key]); err != nil && t.Fault == "" {
 			t.Fault = err.Error()
 		}
 	}
-	return t, len(keys) > 0
+	return t, true
 }
 
 func (t *Terms) read(key, value string) (err error) {
 	switch key {
 	case LabelOwner:
-		t.Owner, err = ParseClaim(value)
+		var owner Claim
+		if owner, err = ParseClaim(value); err == nil {
+			t.Owners = []Claim{owner}
+		}
 	case LabelTTL:
 		if t.TTL, err = parseDuration(value); err == nil && t.TTL == 0 {
 			err = fmt.Errorf("%q: a sandbox needs some time to live", clip(value))
@@ -123,7 +155,7 @@ func (t *Terms) read(key, value string) (err error) {
 			err = fmt.Errorf("%q: want true", clip(value))
 		}
 	case LabelGroup:
-		if value == "" {
+		if t.Group = value; value == "" {
 			err = fmt.Errorf("%q: want a name", value)
 		}
 	default:

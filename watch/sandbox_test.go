@@ -2,6 +2,7 @@ package watch_test
 
 import (
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -17,20 +18,20 @@ func TestParseTermsReadsTheLabelsOfTheContract(t *testing.T) {
 		labels map[string]string
 		want   watch.Terms
 	}{
-		"owner":              {map[string]string{"watcher.owner": "42"}, watch.Terms{Owner: process(42, 0, "")}},
-		"ttl":                {map[string]string{"watcher.ttl": "90m"}, watch.Terms{TTL: 90 * time.Minute}},
-		"ttl of a century":   {map[string]string{"watcher.ttl": "876000h"}, watch.Terms{TTL: 876000 * time.Hour}},
-		"stop-timeout":       {map[string]string{"watcher.stop-timeout": "5s"}, watch.Terms{StopTimeout: 5 * time.Second}},
-		"stop-timeout of 0s": {map[string]string{"watcher.stop-timeout": "0s"}, watch.Terms{}},
-		"stop-timeout of 0":  {map[string]string{"watcher.stop-timeout": "0"}, watch.Terms{}},
-		"keep":               {map[string]string{"watcher.keep": "true"}, watch.Terms{Keep: true}},
-		"group alone":        {map[string]string{"watcher.group": "g"}, watch.Terms{}},
+		"owner":              {map[string]string{"watcher.owner": "42"}, watch.Terms{Rule: watch.RuleLabels, Owners: []watch.Claim{process(42, 0, "")}}},
+		"ttl":                {map[string]string{"watcher.ttl": "90m"}, watch.Terms{Rule: watch.RuleLabels, TTL: 90 * time.Minute}},
+		"ttl of a century":   {map[string]string{"watcher.ttl": "876000h"}, watch.Terms{Rule: watch.RuleLabels, TTL: 876000 * time.Hour}},
+		"stop-timeout":       {map[string]string{"watcher.stop-timeout": "5s"}, watch.Terms{Rule: watch.RuleLabels, StopTimeout: 5 * time.Second}},
+		"stop-timeout of 0s": {map[string]string{"watcher.stop-timeout": "0s"}, watch.Terms{Rule: watch.RuleLabels}},
+		"stop-timeout of 0":  {map[string]string{"watcher.stop-timeout": "0"}, watch.Terms{Rule: watch.RuleLabels}},
+		"keep":               {map[string]string{"watcher.keep": "true"}, watch.Terms{Rule: watch.RuleLabels, Keep: true}},
+		"group alone":        {map[string]string{"watcher.group": "g"}, watch.Terms{Rule: watch.RuleLabels, Group: "g"}},
 		"all, among others'": {
 			map[string]string{
 				"watcher.owner": "container:boss", "watcher.ttl": "1h", "watcher.stop-timeout": "1s",
 				"watcher.keep": "true", "watcher.group": "g", "com.example.x": "-1",
 			},
-			watch.Terms{Owner: container("boss"), TTL: time.Hour, StopTimeout: time.Second, Keep: true},
+			watch.Terms{Rule: watch.RuleLabels, Owners: []watch.Claim{container("boss")}, TTL: time.Hour, StopTimeout: time.Second, Keep: true, Group: "g"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -55,7 +56,7 @@ func TestParseTermsLeavesStrangersAlone(t *testing.T) {
 		"leading space": {" watcher.owner": "1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got, watched := watch.ParseTerms(labels); watched || got != (watch.Terms{}) {
+			if got, watched := watch.ParseTerms(labels); watched || !reflect.DeepEqual(got, watch.Terms{}) {
 				t.Errorf("got %+v, %v", got, watched)
 			}
 		})
@@ -152,7 +153,7 @@ func FuzzParseTerms(f *testing.F) {
 		if watched != ours {
 			t.Fatalf("watched = %v for %q and %q", watched, key1, key2)
 		}
-		if again, _ := watch.ParseTerms(labels); again != got {
+		if again, _ := watch.ParseTerms(labels); !reflect.DeepEqual(again, got) {
 			t.Fatalf("%+v, then %+v", got, again)
 		}
 		if got.TTL < 0 || got.StopTimeout < 0 || !at(0).Add(got.TTL).Before(at(0).AddDate(101, 0, 0)) {
@@ -163,8 +164,11 @@ func FuzzParseTerms(f *testing.F) {
 		}
 		// Terms without a fault say the same when they are written down and read again.
 		written := map[string]string{}
-		if got.Owner.Kind != watch.NoClaim {
-			written[watch.LabelOwner] = got.Owner.String()
+		if len(got.Owners) > 0 {
+			written[watch.LabelOwner] = got.Owners[0].String()
+		}
+		if got.Group != "" {
+			written[watch.LabelGroup] = got.Group
 		}
 		if got.TTL != 0 {
 			written[watch.LabelTTL] = got.TTL.String()
@@ -175,7 +179,7 @@ func FuzzParseTerms(f *testing.F) {
 		if got.Keep {
 			written[watch.LabelKeep] = "true"
 		}
-		if again, _ := watch.ParseTerms(written); again != got {
+		if again, _ := watch.ParseTerms(written); !reflect.DeepEqual(again, got) {
 			t.Fatalf("%v reads as %+v, written as %v, which reads as %+v", labels, got, written, again)
 		}
 	})

@@ -284,7 +284,7 @@ func TestHowADeadLetterIsNamed(t *testing.T) {
 	now := time.Now()
 	for i, prefix := range []string{"aaa1", "aaa2", "bbb1", "ccc1", "ddd1"} {
 		if err := docket.Write(reap.Case{
-			Kind: watch.Container, ID: id(prefix), Name: "letter-" + prefix, Created: now, Rule: reap.RuleLabels, Reason: reap.OwnerExited,
+			Kind: watch.Container, ID: id(prefix), Name: "letter-" + prefix, Created: now, Rule: watch.RuleLabels, Reason: reap.OwnerExited,
 			Begun: now, Attempts: 3, Error: "device or resource busy", First: now, Last: now, Next: now.Add(time.Hour),
 			GaveUp: i < 4, // the last one is tried yet
 		}); err != nil {

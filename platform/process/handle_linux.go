@@ -111,12 +111,28 @@ func (h *Host) stat(pid int) (procfs.ProcStat, error) {
 
 // bornAt is the wall-clock time of a start time. It moves when the wall clock is stepped.
 func bornAt(start uint64) (time.Time, error) {
+	up, err := uptime()
+	if err != nil {
+		return time.Time{}, err
+	}
+	age := up - time.Duration(start)*(time.Second/userHZ)
+	return time.Now().Round(0).Add(-age), nil
+}
+
+// Ticks is the time since boot in whole units of start times. A process whose start time is greater was born later than
+// this was asked, whatever became of the wall clock.
+func (h *Host) Ticks() (uint64, error) {
+	up, err := uptime()
+	return uint64(up / (time.Second / userHZ)), err
+}
+
+// uptime is the time since boot, by the clock that start times are read from.
+func uptime() (time.Duration, error) {
 	var up unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
-		return time.Time{}, fmt.Errorf("clock_gettime CLOCK_BOOTTIME: %w", err)
+		return 0, fmt.Errorf("clock_gettime CLOCK_BOOTTIME: %w", err)
 	}
-	age := time.Duration(up.Nano()) - time.Duration(start)*(time.Second/userHZ)
-	return time.Now().Round(0).Add(-age), nil
+	return time.Duration(up.Nano()), nil
 }
 
 // Process is the identity of the process.

@@ -1,5 +1,6 @@
-// Package connector tells of processes that exit, of every process on the host, within a fraction of a millisecond. It
-// reads the kernel's process connector: netlink(7), NETLINK_CONNECTOR, and linux/cn_proc.h, which has no man page.
+// Package connector tells of processes that exit, and if asked of those that exec, of every process on the host, within a
+// fraction of a millisecond. It reads the kernel's process connector: netlink(7), NETLINK_CONNECTOR, and linux/cn_proc.h,
+// which has no man page.
 //
 // A [Listener] is one subscription, proven to deliver when [Listen] returns and watched for silence by [Listener.Run].
 //
@@ -8,7 +9,7 @@
 //	C1  An event is told only if we are in the init PID namespace. Elsewhere the numbers in it are those of strangers.
 //	C2  An event is told only if the kernel sent it. Any process with CAP_NET_ADMIN can send to the group.
 //	C3  What is told wakes and proves nothing: neither an exit, whatever its status, nor a core dump is the certain death
-//	    of a process (see [Exit]). The pidfd is asked.
+//	    of a process (see [Exit]). The pidfd is asked. Nor is an exec what the process runs by now: /proc is.
 //	C4  An event is never stamped later than it happened, so it cannot be taken for one of the PID's next holder.
 //	C5  A known loss is told, once, after the receive buffer has been drained: the kernel drops everything until then,
 //	    and a scan before that would be blind to what is dropped after it.

@@ -24,12 +24,29 @@ type Exit struct {
 	At     time.Time // when it happened, with Go's monotonic reading
 }
 
+// An Exec is a process that runs another program from now on, with the same PID and start time as before. Whichever thread
+// called execve(2), it is the leader now, and the only one.
+type Exec struct {
+	TGID int       // the process
+	At   time.Time // when it happened, with Go's monotonic reading
+}
+
+// Handlers take what is told. They are called from one goroutine, and must not block, or the receive buffer overflows. One
+// that is nil is not called.
+type Handlers struct {
+	Exit func(Exit)
+	Exec func(Exec)  // if [Options] ask for it
+	Lost func(error) // some were dropped, so that processes must be looked at: C5
+}
+
 // Options are what a subscription may be asked for. The zero value is right for a host with pidfds.
 type Options struct {
 	// ReceiveBuffer is how many bytes of events the kernel keeps for us; 0 is 8 MiB. An event takes 832 (Linux 6.18).
 	ReceiveBuffer int
 	// Threads asks for the exits of all threads.
 	Threads bool
+	// Execs asks for execs.
+	Execs bool
 }
 
 // defaultReceiveBuffer holds some 20,000 events: a quarter of a second of a fork storm on two cores. The default of the
@@ -41,11 +58,12 @@ type Level struct {
 	Mask          bool // it makes no other events than ours (Linux 6.6)
 	Filter        bool // a socket filter drops what we would not tell
 	Threads       bool // the exits of all threads are told
+	Execs         bool // execs are told
 	ReceiveBuffer int  // as SO_RCVBUF has it, which is twice what was asked for (socket(7))
 }
 
 func (l Level) String() string {
-	return fmt.Sprintf("mask=%t filter=%t threads=%t receive_buffer=%d", l.Mask, l.Filter, l.Threads, l.ReceiveBuffer)
+	return fmt.Sprintf("mask=%t filter=%t threads=%t execs=%t receive_buffer=%d", l.Mask, l.Filter, l.Threads, l.Execs, l.ReceiveBuffer)
 }
 
 // LogValue implements [slog.LogValuer].
@@ -54,6 +72,7 @@ func (l Level) LogValue() slog.Value {
 		slog.Bool("mask", l.Mask),
 		slog.Bool("filter", l.Filter),
 		slog.Bool("threads", l.Threads),
+		slog.Bool("execs", l.Execs),
 		slog.Int("receive_buffer", l.ReceiveBuffer),
 	)
 }

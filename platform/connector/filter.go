@@ -6,14 +6,19 @@ import (
 	"golang.org/x/net/bpf"
 )
 
-// filter is a socket filter that passes replies, core dumps and exits: those of leaders and of our own threads, or of
-// all. Ours must pass because one of them is the canary; the threads of everybody else are what a storm is made of.
-func filter(self int, threads bool) []bpf.Instruction {
+// filter is a socket filter that passes replies, core dumps, if asked execs, and exits: those of leaders and of our own
+// threads, or of all. Ours must pass because one of them is the canary; the threads of everybody else are what a storm is
+// made of.
+func filter(self int, threads, execs bool) []bpf.Instruction {
+	always := uint32(eventCoredump)
+	if execs {
+		always |= eventExec
+	}
 	program := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: offWhat, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: eventReply, SkipTrue: 1},
 		pass,
-		bpf.JumpIf{Cond: bpf.JumpBitsNotSet, Val: loaded(eventCoredump), SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpBitsNotSet, Val: loaded(always), SkipTrue: 1},
 		pass,
 		bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: loaded(eventExit), SkipTrue: 1},
 		drop,

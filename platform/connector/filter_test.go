@@ -17,20 +17,27 @@ func TestFilter(t *testing.T) {
 		name    string
 		self    int
 		threads bool
+		execs   bool
 		passes  bool
 	}{
-		{"reply", stranger, false, true},
-		{"exit-7", stranger, false, true},
-		{"exit-sigkill", stranger, false, true},
-		{"coredump", stranger, false, true},
-		{"exit-sigabrt-dumped", stranger, false, true},
-		{"exit-thread", stranger, false, false},
-		{"exit-thread", stranger, true, true},
-		{"exit-thread", thread.tgid, false, true}, // the canary
-		{"fork-thread", stranger, true, false},
-		{"exec", stranger, true, false},
+		{"reply", stranger, false, false, true},
+		{"reply", stranger, false, true, true},
+		{"exit-7", stranger, false, false, true},
+		{"exit-7", stranger, false, true, true},
+		{"exit-sigkill", stranger, false, false, true},
+		{"coredump", stranger, false, false, true},
+		{"coredump", stranger, false, true, true},
+		{"exit-sigabrt-dumped", stranger, false, false, true},
+		{"exit-thread", stranger, false, false, false},
+		{"exit-thread", stranger, false, true, false},
+		{"exit-thread", stranger, true, false, true},
+		{"exit-thread", thread.tgid, false, false, true}, // the canary
+		{"fork-thread", stranger, true, true, false},
+		{"exec", stranger, true, false, false},
+		{"exec", stranger, false, true, true},
+		{"exec", stranger, true, true, true},
 	} {
-		vm, err := bpf.NewVM(filter(c.self, c.threads))
+		vm, err := bpf.NewVM(filter(c.self, c.threads, c.execs))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -39,7 +46,7 @@ func TestFilter(t *testing.T) {
 			t.Fatalf("%s: %v", c.name, err)
 		}
 		if passes := kept >= sizeEvent; passes != c.passes {
-			t.Errorf("%s, self %d, threads %t: passes %t, want %t", c.name, c.self, c.threads, passes, c.passes)
+			t.Errorf("%s, self %d, threads %t, execs %t: passes %t, want %t", c.name, c.self, c.threads, c.execs, passes, c.passes)
 		}
 	}
 }

@@ -47,6 +47,12 @@ func TestMain(m *testing.M) {
 	case "wait":
 		fmt.Println("ready")
 		awaitEOF()
+	case "exec":
+		must(os.Setenv(helperVariable, "exec from a worker"))
+		must(unix.Exec("/proc/self/exe", os.Args, os.Environ()))
+	case "exec from a worker":
+		must(os.Setenv(helperVariable, "wait"))
+		execFromWorker()
 	case "dump core":
 		dumpCore()
 	case "seccomp":
@@ -82,6 +88,17 @@ func must(err error) {
 	if err != nil {
 		panic(err)
 	}
+}
+
+// execFromWorker execs from a thread that is not the leader.
+func execFromWorker() {
+	runtime.LockOSThread()
+	if unix.Gettid() != os.Getpid() {
+		must(unix.Exec("/proc/self/exe", os.Args, os.Environ()))
+	}
+	// We hold the leader.
+	go execFromWorker()
+	select {}
 }
 
 func awaitEOF() {

@@ -27,7 +27,7 @@ const (
 // past is a deadline that wakes a blocked read.
 var past = time.Unix(1, 0)
 
-// A Listener is a subscription to the exits of all processes of the host.
+// A Listener is a subscription to the exits, and if asked the execs, of all processes of the host.
 type Listener struct {
 	conn  *netlink.Conn
 	raw   syscall.RawConn // of conn; Receive is never used beside it
@@ -131,7 +131,11 @@ func (l *Listener) subscribe(ctx context.Context, opts Options) error {
 		return err
 	}
 	// Kernels before 6.6 ignore this. It is not answered either: the mask drops the reply.
-	if err := l.send(opListen, eventExit|eventCoredump); err != nil {
+	mask := uint32(eventExit | eventCoredump)
+	if opts.Execs {
+		mask |= eventExec
+	}
+	if err := l.send(opListen, mask); err != nil {
 		return err
 	}
 	return l.prove(ctx)
@@ -140,7 +144,7 @@ func (l *Listener) subscribe(ctx context.Context, opts Options) error {
 // prepare sets the receive buffer and the filter. Without either the stream is dearer, but it is the same: what is told
 // is decided by [Listener.tell].
 func (l *Listener) prepare(opts Options) error {
-	l.level.Threads = opts.Threads
+	l.level.Threads, l.level.Execs = opts.Threads, opts.Execs
 	size := opts.ReceiveBuffer
 	if size == 0 {
 		size = defaultReceiveBuffer
@@ -153,7 +157,7 @@ func (l *Listener) prepare(opts Options) error {
 	if l.level.ReceiveBuffer, err = l.conn.ReadBuffer(); err != nil {
 		return fmt.Errorf("get the receive buffer: %w", err)
 	}
-	program, err := bpf.Assemble(filter(l.self, opts.Threads))
+	program, err := bpf.Assemble(filter(l.self, opts.Threads, opts.Execs))
 	if err != nil {
 		return fmt.Errorf("assemble the socket filter: %w", err)
 	}
@@ -231,11 +235,9 @@ func (l *Listener) await(ctx context.Context, patience time.Duration, is func(me
 	return true, nil
 }
 
-// Run tells of exits until ctx is done, and then returns nil. lost tells that some were dropped, so that processes must
-// be looked at: C5. Both are called from this goroutine and must not block, or the receive buffer overflows.
-//
-// After a minute without events a canary is sent; if it is not told either, Run returns [ErrSilent].
-func (l *Listener) Run(ctx context.Context, exit func(Exit), lost func(error)) error {
+// Run tells of what happens until ctx is done, and then returns nil. After a minute without events a canary is sent; if it
+// is not told either, Run returns [ErrSilent].
+func (l *Listener) Run(ctx context.Context, to Handlers) error {
 	stop := context.AfterFunc(ctx, l.wake)
 	defer stop()
 	if l.wakeIn(ctx, l.every) != nil {
@@ -244,7 +246,7 @@ func (l *Listener) Run(ctx context.Context, exit func(Exit), lost func(error)) e
 	heard, sent := false, 0 // messages since the last look; canaries since the last message
 	each := func(m message, now moment) {
 		heard = true
-		l.tell(m, now, exit)
+		l.tell(m, now, to)
 	}
 	for {
 		loss, err := l.next(each)
@@ -256,7 +258,9 @@ func (l *Listener) Run(ctx context.Context, exit func(Exit), lost func(error)) e
 		case err != nil && !timedOut:
 			return fmt.Errorf("listen to process events: %w", err)
 		case loss != nil:
-			lost(loss)
+			if to.Lost != nil {
+				to.Lost(loss)
+			}
 		case heard && (timedOut || sent > 0):
 			heard, sent, wait = false, 0, l.every
 		case timedOut && sent == tries:
@@ -272,16 +276,23 @@ func (l *Listener) Run(ctx context.Context, exit func(Exit), lost func(error)) e
 	}
 }
 
-// tell hands on what is an exit that was asked for. The filter and the mask only spare us the rest. Our own threads are
-// canaries, or of interest to nobody.
-func (l *Listener) tell(m message, now moment, exit func(Exit)) {
-	if m.what != eventExit && m.what != eventCoredump || m.tgid == l.self {
+// tell hands on what was asked for. The filter and the mask only spare us the rest. Our own threads are canaries, or of
+// interest to nobody.
+func (l *Listener) tell(m message, now moment, to Handlers) {
+	if m.tgid == l.self {
 		return
 	}
-	if m.what == eventExit && m.tid != m.tgid && !l.level.Threads {
-		return
+	switch m.what {
+	case eventExec:
+		if l.level.Execs && to.Exec != nil {
+			to.Exec(Exec{TGID: m.tgid, At: now.of(m.stamp)})
+		}
+	case eventExit, eventCoredump:
+		worker := m.what == eventExit && m.tid != m.tgid
+		if to.Exit != nil && (!worker || l.level.Threads) {
+			to.Exit(Exit{TGID: m.tgid, TID: m.tid, Core: m.what == eventCoredump, Status: m.status, At: now.of(m.stamp)})
+		}
 	}
-	exit(Exit{TGID: m.tgid, TID: m.tid, Core: m.what == eventCoredump, Status: m.status, At: now.of(m.stamp)})
 }
 
 // next reads what is queued, waiting for it until the read deadline. loss is set once the buffer has been drained after

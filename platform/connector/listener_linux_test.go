@@ -45,6 +45,7 @@ func listen(tb testing.TB, opts Options) *Listener {
 type record struct {
 	mu    sync.Mutex
 	told  []Exit
+	execs []Exec
 	lost  []error
 	more  chan struct{}
 	ended chan error // what Run returned
@@ -56,10 +57,13 @@ func follow(t *testing.T, l *Listener) *record {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &record{more: make(chan struct{}, 1), ended: make(chan error, 1), stop: cancel}
-	add := func(e Exit, loss error) {
+	add := func(e Exit, loss error, execs ...Exec) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.told = append(r.told, e)
+		if len(execs) == 0 {
+			r.told = append(r.told, e)
+		}
+		r.execs = append(r.execs, execs...)
 		if loss != nil {
 			r.lost = append(r.lost, loss)
 		}
@@ -69,7 +73,11 @@ func follow(t *testing.T, l *Listener) *record {
 		}
 	}
 	go func() {
-		r.ended <- l.Run(ctx, func(e Exit) { add(e, nil) }, func(err error) { add(Exit{}, err) })
+		r.ended <- l.Run(ctx, Handlers{
+			Exit: func(e Exit) { add(e, nil) },
+			Exec: func(e Exec) { add(Exit{}, nil, e) },
+			Lost: func(err error) { add(Exit{}, err) },
+		})
 		close(r.ended)
 	}()
 	t.Cleanup(func() {
@@ -90,6 +98,18 @@ func (r *record) all() ([]Exit, []error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]Exit(nil), r.told...), append([]error(nil), r.lost...)
+}
+
+// execsOf returns the execs of a process that have been told.
+func (r *record) execsOf(pid int) (execs []Exec) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.execs {
+		if e.TGID == pid {
+			execs = append(execs, e)
+		}
+	}
+	return execs
 }
 
 // await waits for an event.
@@ -246,6 +266,33 @@ func TestCoreDump(t *testing.T) {
 	}
 }
 
+// A child that execs is told of by its PID, whichever of its threads does it, to who asked.
+func TestExec(t *testing.T) {
+	execs, exits := follow(t, listen(t, Options{Execs: true})), follow(t, listen(t, Options{}))
+	cmd := helper(t, "exec")
+	before := time.Now()
+	end := start(t, cmd, true) // it is what was execed that says so
+	after := time.Now()
+	end()
+	pid := cmd.Process.Pid
+	// What is told of one process is told in order: also to a listener that asks for less.
+	for _, r := range []*record{execs, exits} {
+		r.await(t, "the exit of a child", leaderOf(pid))
+	}
+	told := execs.execsOf(pid)
+	if len(told) != 3 {
+		t.Errorf("told %+v, want the exec that began it and two of its own", told)
+	}
+	for _, e := range told {
+		if e.At.Before(before) || e.At.After(after) { // C4
+			t.Errorf("stamped %s; it ran from %s to %s", e.At, before, after)
+		}
+	}
+	if told := exits.execsOf(pid); len(told) > 0 {
+		t.Errorf("told %+v to who did not ask", told)
+	}
+}
+
 // alive asks the pidfd.
 func alive(t *testing.T, pidfd int) bool {
 	t.Helper()
@@ -315,24 +362,29 @@ func TestThreadKilledBySeccomp(t *testing.T) {
 func TestTell(t *testing.T) {
 	const self, other = 10, 20
 	for _, c := range []struct {
-		m       message
-		threads bool
-		told    bool
+		m     message
+		asked Level
+		exits int
+		execs int
 	}{
-		{message{what: eventExit, tgid: other, tid: other}, false, true},
-		{message{what: eventExit, tgid: other, tid: other + 1}, false, false},
-		{message{what: eventExit, tgid: other, tid: other + 1}, true, true},
-		{message{what: eventCoredump, tgid: other, tid: other + 1}, false, true},
-		{message{what: eventExit, tgid: self, tid: self + 1}, true, false},
-		{message{what: eventReply}, true, false},
-		{message{what: 0x2}, true, false},
+		{message{what: eventExit, tgid: other, tid: other}, Level{}, 1, 0},
+		{message{what: eventExit, tgid: other, tid: other + 1}, Level{}, 0, 0},
+		{message{what: eventExit, tgid: other, tid: other + 1}, Level{Threads: true}, 1, 0},
+		{message{what: eventCoredump, tgid: other, tid: other + 1}, Level{}, 1, 0},
+		{message{what: eventExit, tgid: self, tid: self + 1}, Level{Threads: true}, 0, 0},
+		{message{what: eventExec, tgid: other, tid: other}, Level{Threads: true}, 0, 0},
+		{message{what: eventExec, tgid: other, tid: other}, Level{Execs: true}, 0, 1},
+		{message{what: eventExec, tgid: self, tid: self}, Level{Execs: true}, 0, 0},
+		{message{what: eventReply}, Level{Threads: true, Execs: true}, 0, 0},
+		{message{what: 0x1}, Level{Threads: true, Execs: true}, 0, 0},
 	} {
-		told := false
-		l := &Listener{self: self, level: Level{Threads: c.threads}}
-		l.tell(c.m, moment{}, func(Exit) { told = true })
-		if told != c.told {
-			t.Errorf("%+v, threads %t: told %t, want %t", c.m, c.threads, told, c.told)
+		exits, execs := 0, 0
+		l := &Listener{self: self, level: c.asked}
+		l.tell(c.m, moment{}, Handlers{Exit: func(Exit) { exits++ }, Exec: func(Exec) { execs++ }})
+		if exits != c.exits || execs != c.execs {
+			t.Errorf("%+v, asked for %s: told %d exits and %d execs, want %d and %d", c.m, c.asked, exits, execs, c.exits, c.execs)
 		}
+		l.tell(c.m, moment{}, Handlers{})
 	}
 }
 
@@ -440,7 +492,7 @@ func TestCancelledBefore(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	l := listen(t, Options{})
-	if err := l.Run(ctx, func(Exit) {}, func(error) {}); err != nil {
+	if err := l.Run(ctx, Handlers{}); err != nil {
 		t.Errorf("Run: got %v, want nil", err)
 	}
 	if _, err := Listen(ctx, Options{}); !errors.Is(err, context.Canceled) {
@@ -483,7 +535,7 @@ func TestSilence(t *testing.T) {
 	l.every, l.patience = 10*time.Millisecond, 10*time.Millisecond
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
-	if err := l.Run(ctx, func(Exit) {}, func(error) {}); !errors.Is(err, ErrSilent) {
+	if err := l.Run(ctx, Handlers{}); !errors.Is(err, ErrSilent) {
 		t.Errorf("got %v, want %v", err, ErrSilent)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"fmt"
 )
 
-// A Listener is a subscription to the exits of all processes of the host, which this system does not offer.
+// A Listener is a subscription to the exits and execs of all processes of the host, which this system does not offer.
 type Listener struct{}
 
 var errUnsupported = fmt.Errorf("listen to process events: %w", errors.ErrUnsupported)
@@ -17,7 +17,7 @@ var errUnsupported = fmt.Errorf("listen to process events: %w", errors.ErrUnsupp
 func Listen(context.Context, Options) (*Listener, error) { return nil, errUnsupported }
 
 // Run fails: there is no process connector.
-func (*Listener) Run(context.Context, func(Exit), func(error)) error { return errUnsupported }
+func (*Listener) Run(context.Context, Handlers) error { return errUnsupported }
 
 // Level says that nothing is in force.
 func (*Listener) Level() Level { return Level{} }

@@ -15,7 +15,7 @@ const (
 	offLen      = 32 // cn_msg.len, of what follows cn_msg
 	offWhat     = 36 // proc_event.what
 	offStamp    = 44 // proc_event.timestamp_ns; not aligned
-	offPID      = 52 // of EXIT and COREDUMP; of a reply it is the error
+	offPID      = 52 // of EXIT, COREDUMP and EXEC; of a reply it is the error
 	offTGID     = 56
 	offStatus   = 60
 	sizeNetlink = 16
@@ -36,6 +36,7 @@ const (
 // Kinds of event, and bits of the mask in a request.
 const (
 	eventReply    = 0          // PROC_EVENT_NONE
+	eventExec     = 0x2        // PROC_EVENT_EXEC
 	eventCoredump = 0x40000000 // PROC_EVENT_COREDUMP
 	eventExit     = 0x80000000 // PROC_EVENT_EXIT
 	eventAll      = 0xffffffff
@@ -74,7 +75,7 @@ func parse(b []byte) (message, error) {
 	switch m.what {
 	case eventReply:
 		m.ack, m.errno = u32(offAck), u32(offPID)
-	case eventExit, eventCoredump:
+	case eventExit, eventCoredump, eventExec:
 		tid, tgid := int32(u32(offPID)), int32(u32(offTGID))
 		if tid <= 0 || tgid <= 0 {
 			return message{}, fmt.Errorf("parse a process event: thread %d of process %d", tid, tgid)

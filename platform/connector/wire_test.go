@@ -42,15 +42,15 @@ func TestParse(t *testing.T) {
 		"exit-sigabrt-dumped": {what: eventExit, status: 0x86},
 		"exit-thread":         {what: eventExit},
 		"fork-thread":         {what: 0x1},
-		"exec":                {what: 0x2},
+		"exec":                {what: eventExec},
 	} {
 		got, err := parse(datagrams[name])
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		exits := want.what == eventExit || want.what == eventCoredump
-		if leader := got.tgid == got.tid; leader == (name == "exit-thread") || exits != (got.tgid > 0) {
+		named := want.what == eventExit || want.what == eventCoredump || want.what == eventExec
+		if leader := got.tgid == got.tid; leader == (name == "exit-thread") || named != (got.tgid > 0) {
 			t.Errorf("%s: thread %d of process %d", name, got.tid, got.tgid)
 		}
 		if got.stamp == 0 {
@@ -64,7 +64,7 @@ func TestParse(t *testing.T) {
 }
 
 func TestParseRefuses(t *testing.T) {
-	good := captured(t)["exit-7"]
+	good, exec := captured(t)["exit-7"], captured(t)["exec"]
 	change := func(off int, v uint32) []byte {
 		b := bytes.Clone(good)
 		binary.NativeEndian.PutUint32(b[off:], v)
@@ -82,6 +82,7 @@ func TestParseRefuses(t *testing.T) {
 		"thread 0":                  change(offPID, 0),
 		"process 0":                 change(offTGID, 0),
 		"negative process":          change(offTGID, 1<<31),
+		"an exec of nobody":         append(bytes.Clone(exec[:offPID]), make([]byte, len(exec)-offPID)...),
 	} {
 		if m, err := parse(b); err == nil {
 			t.Errorf("%s: got %+v, want an error", name, m)
@@ -107,7 +108,7 @@ func FuzzParse(f *testing.F) {
 		switch {
 		case err != nil && m != message{}:
 			t.Errorf("got %+v beside an error", m)
-		case err == nil && (m.what == eventExit || m.what == eventCoredump) && (m.tgid <= 0 || m.tid <= 0):
+		case err == nil && (m.what == eventExit || m.what == eventCoredump || m.what == eventExec) && (m.tgid <= 0 || m.tid <= 0):
 			t.Errorf("thread %d of process %d", m.tid, m.tgid)
 		}
 	})
@@ -119,6 +120,7 @@ func TestRequest(t *testing.T) {
 	}{
 		{request(opIgnore, 7), words(1, 1, 0, 7, 4, opIgnore)},
 		{request(opListen, 7, eventExit|eventCoredump), words(1, 1, 0, 7, 8, opListen, 0xc0000000)},
+		{request(opListen, 7, eventExit|eventCoredump|eventExec), words(1, 1, 0, 7, 8, opListen, 0xc0000002)},
 	} {
 		if !bytes.Equal(c.got, c.want) {
 			t.Errorf("got %x, want %x", c.got, c.want)

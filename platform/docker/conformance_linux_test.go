@@ -1,7 +1,7 @@
 package docker
 
 import (
-	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -60,7 +60,7 @@ func listIsWhole(t *testing.T, url string, h helper) {
 	h.Run(t, dockertest.ContainerOptions{Labels: map[string]string{"watche": "r", "x.watcher.owner": "1"}}) // a stranger
 	exited := h.Run(t, dockertest.ContainerOptions{Labels: owned(), Args: []string{"exit", "3"}})
 	h.WaitStopped(t, exited)
-	terms := watch.Terms{Owner: watch.Claim{Kind: watch.ProcessClaim, Process: watch.Process{PID: 1}}}
+	terms := watch.Terms{Rule: watch.RuleLabels, Owners: []watch.Claim{{Kind: watch.ProcessClaim, Process: watch.Process{PID: 1}}}}
 	long := terms
 	long.TTL, long.StopTimeout, long.Keep = time.Hour, time.Second, true
 	want := map[string]struct {
@@ -97,7 +97,7 @@ func listIsWhole(t *testing.T, url string, h helper) {
 			created, err := time.Parse(time.RFC3339Nano, c.Created)
 			must(t, err)
 			if !slices.Contains(w.states, s.State) || s.Name != strings.TrimPrefix(c.Name, "/") || s.Image != c.Config.Image ||
-				!s.Created.Equal(created) || s.Terms != w.terms {
+				!s.Created.Equal(created) || !reflect.DeepEqual(s.Terms, w.terms) {
 				t.Errorf("%s: %+v, want %+v of %+v", pass, s, w, c.ContainerJSONBase)
 			}
 			if slices.Contains(w.states, watch.Restarting) {
@@ -117,7 +117,7 @@ func changesAreTold(t *testing.T, url string, h helper) {
 
 	id := h.Run(t, dockertest.ContainerOptions{Name: "first-name", Labels: owned(), NotStarted: true})
 	s := await(t, r, 0, "created", seenAs(id, watch.Created)).Sandbox
-	if s.Name != "first-name" || s.Init != (watch.Process{}) || s.Terms.Owner.Process.PID != 1 || s.Image != inspectOf(t, h, id).Config.Image {
+	if s.Name != "first-name" || s.Init != (watch.Process{}) || s.Terms.Owners[0].Process.PID != 1 || s.Image != inspectOf(t, h, id).Config.Image {
 		t.Errorf("created: %+v", s)
 	}
 	mark := r.mark()
@@ -315,7 +315,7 @@ func (v *view) awaitOwner(t *testing.T, r *record, id, what string, ok func(watc
 			v.pic.Apply(ev)
 			v.at++
 			if entry := v.pic.Entry(containerID(id)); entry != nil {
-				if owner = entry.Owner; ok(owner) {
+				if owner = *entry.Owner(); ok(owner) {
 					return owner
 				}
 			}
@@ -362,12 +362,12 @@ func ownerByName(t *testing.T, url string, h helper) {
 	second := h.Run(t, dockertest.ContainerOptions{Name: "an-owner"})
 	latecomer := sandbox("an-owner")
 	v.awaitOwner(t, r, latecomer, "alive", alive(second))
-	if o := v.pic.Entry(containerID(id)).Owner; !alive(first)(o) {
+	if o := v.pic.Entry(containerID(id)).Owner(); !alive(first)(*o) {
 		t.Errorf("renamed: %+v, want %s alive", o, first)
 	}
 	must(t, api.ContainerRemove(ctx, first, container.RemoveOptions{Force: true}))
 	v.awaitOwner(t, r, id, "gone", gone)
-	if o := v.pic.Entry(containerID(latecomer)).Owner; !alive(second)(o) {
+	if o := v.pic.Entry(containerID(latecomer)).Owner(); !alive(second)(*o) {
 		t.Errorf("after the first one's end: %+v, want %s alive", o, second)
 	}
 
@@ -381,7 +381,7 @@ func ownerByName(t *testing.T, url string, h helper) {
 			pic.Apply(ev)
 		}
 		// The second owner is younger than the first sandbox, which is thereby known not to be its.
-		if o := pic.Entry(containerID(latecomer)).Owner; !alive(second)(o) {
+		if o := pic.Entry(containerID(latecomer)).Owner(); !alive(second)(*o) {
 			t.Errorf("listed: %+v, want %s alive", o, second)
 		}
 	}

@@ -11,4 +11,6 @@
 //	    container; and through a pidfd opened before that word was asked for.
 //	D5  PIDs in labels count only if the engine runs on this kernel and in our PID namespace.
 //	D6  Every call has a deadline, except the stream of events, which has none by nature.
+//	D7  What a rule asks for and could not be found out is not taken as "no": the container stays as it was watched
+//	    before, or only its own labels count. No rule behind decides instead.
 package docker

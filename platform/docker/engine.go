@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,37 +39,51 @@ const (
 
 // An Engine is one engine, through all its restarts. It is safe for concurrent use.
 type Engine struct {
-	host string
-	proc *process.Host
-	post func(...watch.Event)
+	host  string
+	proc  *process.Host
+	post  func(...watch.Event)
+	rules atomic.Pointer[ruleset]
 
 	mu         sync.Mutex
 	cli        *client.Client // nil while there is no connection
 	shared     bool           // the engine's PIDs are ours
 	containers map[string]*known
+	others     map[string]other
 	owners     map[string]map[string]bool // for each claimed container reference, the IDs it has stood for
 }
 
-// A known is what is remembered of a watched container between looks.
+// A known is what is remembered of a container that is watched, or once was, between looks.
 type known struct {
 	created time.Time
-	owner   string          // the container reference that it claims
+	image   string          // as it was given at its creation
+	existed uint64          // see [watch.Sandbox]
+	terms   watch.Terms     // on which it is watched, or was
+	watched bool            // and not only once was: then its end may have begun
 	seen    time.Time       // when it was last looked at
 	init    *process.Handle // nil: not held
-	grace   time.Duration   // what it may take to end by itself; 0 once it has been asked
+	asked   bool            // to end by itself, for which it has what its terms promise, once
+}
+
+// An other is what is remembered of a container that was never watched.
+type other struct {
+	image string // as it was given at its creation
+	seen  time.Time
 }
 
 // New returns the engine at a URL such as unix:///var/run/docker.sock; "" means the usual one. proc may be nil where
-// processes cannot be seen at all. post must not block.
+// processes cannot be seen at all. post must not block. It has no rules yet: only watcher's own labels count.
 func New(host string, proc *process.Host, post func(...watch.Event)) *Engine {
 	if host == "" {
 		host = client.DefaultDockerHost
 	}
-	return &Engine{
+	e := &Engine{
 		host: host, proc: proc, post: post,
 		containers: map[string]*known{},
+		others:     map[string]other{},
 		owners:     map[string]map[string]bool{},
 	}
+	e.SetRules(&watch.Rules{})
+	return e
 }
 
 // CheckHost returns an error if host cannot be the URL of an engine. "" stands for the usual one.
@@ -402,6 +417,7 @@ func (e *Engine) forget(id string) {
 		_ = c.init.Close()
 	}
 	delete(e.containers, id)
+	delete(e.others, id)
 }
 
 // Stop signals the container's init. It does so at once, while anything asked of the engine takes 15 ms or more.
@@ -432,12 +448,11 @@ func (e *Engine) takeGrace(id string) time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	c := e.containers[id]
-	if c == nil {
+	if c == nil || c.asked {
 		return 0
 	}
-	grace := c.grace
-	c.grace = 0
-	return grace
+	c.asked = true
+	return c.terms.StopTimeout
 }
 
 // Remove has the engine kill the container if it runs, and remove it with its anonymous volumes. One that was promised

@@ -432,7 +432,7 @@ func TestFailedLooks(t *testing.T) {
 				t.Errorf("%d listed, want both: %+v", len(all), all)
 			}
 			for _, s := range all {
-				if s.State != watch.Running || s.Created.IsZero() || s.Terms.Owner.Kind != watch.ProcessClaim {
+				if s.State != watch.Running || s.Created.IsZero() || len(s.Terms.Owners) != 1 || s.Terms.Owners[0].Kind != watch.ProcessClaim {
 					t.Errorf("listed as %+v", s)
 				}
 			}

@@ -27,10 +27,8 @@ func (e *Engine) concerns(msg events.Message) bool {
 	default:
 		return false
 	}
-	for key := range msg.Actor.Attributes { // a container's labels are among them
-		if strings.HasPrefix(key, watch.LabelPrefix) {
-			return true
-		}
+	if e.rules.Load().mayMatch(msg) {
+		return true
 	}
 	id, name := msg.Actor.ID, msg.Actor.Attributes["name"]
 	e.mu.Lock()
@@ -68,36 +66,65 @@ func (e *Engine) follow(ctx context.Context, cli *client.Client, changed *change
 // look finds out all about one container, as a sandbox and as an owner.
 func (e *Engine) look(ctx context.Context, cli *client.Client, id string) ([]watch.Event, error) {
 	var found []watch.Event
+	sandbox := watch.ID{Kind: watch.Container, Name: id}
 	asked := time.Now()
 	c, err := inspect(ctx, cli, id)
+	g := e.glance()
 	switch {
 	case errdefs.IsNotFound(err):
 		e.mu.Lock()
 		e.forget(id)
 		e.mu.Unlock()
-		found = append(found, watch.SandboxGone{ID: watch.ID{Kind: watch.Container, Name: id}, At: time.Now()})
+		found = append(found, watch.SandboxGone{ID: sandbox, At: time.Now()})
 	case err != nil:
 		return nil, err
 	default:
-		s, watched, err := e.sandbox(c)
-		if err != nil {
+		seen, err := e.sandbox(c, g)
+		switch {
+		case err != nil:
 			return nil, err
-		}
-		if watched {
-			found = append(found, watch.SandboxSeen{Sandbox: s, Asked: asked})
-			if s.Terms.Owner.Kind == watch.ContainerClaim {
-				found = append(found, e.lookForOwner(ctx, cli, s.Terms.Owner.Container)...)
+		case seen.watched:
+			found = append(found, watch.SandboxSeen{Sandbox: seen.sandbox, Asked: asked})
+			for _, ref := range references(seen.sandbox.Terms) {
+				found = append(found, e.lookForOwner(ctx, cli, ref)...)
 			}
+		case seen.lost:
+			// As after a rename. Only a list can say so: a reap of it may have begun, and that is to be finished.
+			found = append(found, watch.LookFailed{ID: sandbox, At: time.Now(), Err: errUnwatched})
 		}
 	}
-	for _, ref := range e.references(id, c.Name) {
+	for _, ref := range e.claimed(id, c.Name) {
 		found = append(found, e.lookForOwner(ctx, cli, ref)...)
 	}
 	return found, nil
 }
 
-// references are the claimed container references that a container has stood for, or stands for now.
-func (e *Engine) references(id, name string) []string {
+// A glance is what one look has in common for all containers that it finds.
+type glance struct {
+	rules   *ruleset
+	existed uint64 // when the engine had answered, see [watch.Sandbox]
+}
+
+// glance belongs right behind an answer of the engine's.
+func (e *Engine) glance() *glance { return &glance{existed: e.ticks(), rules: e.rules.Load()} }
+
+// ticks is the time by the clock that processes are dated with, or 0 if the containers are not on this machine (D5).
+func (e *Engine) ticks() uint64 {
+	e.mu.Lock()
+	shared := e.shared
+	e.mu.Unlock()
+	if !shared {
+		return 0
+	}
+	now, err := e.proc.Ticks()
+	if err != nil {
+		return 0 // not known
+	}
+	return now
+}
+
+// claimed are the claimed container references that a container has stood for, or stands for now.
+func (e *Engine) claimed(id, name string) []string {
 	name = strings.TrimPrefix(name, "/")
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -201,62 +228,119 @@ func inspect(ctx context.Context, cli *client.Client, id string) (container.Insp
 	return c, nil
 }
 
-// sandbox makes a sandbox of what an inspect told, and holds its init. The second result is false if the container does
-// not exist for watcher.
-func (e *Engine) sandbox(c container.InspectResponse) (watch.Sandbox, bool, error) {
-	terms, watched := watch.ParseTerms(c.Config.Labels)
+// A sighting is what was found out about one container.
+type sighting struct {
+	exists  bool
+	watched bool
+	lost    bool          // it was watched before, and is not any more
+	sandbox watch.Sandbox // if watched
+}
+
+// sandbox makes a sandbox of what an inspect told, and holds its init.
+func (e *Engine) sandbox(c container.InspectResponse, g *glance) (sighting, error) {
+	terms, watched := e.terms(c.ID, facts(c), g)
 	if !watched {
-		return watch.Sandbox{}, false, nil
+		e.mu.Lock()
+		if e.containers[c.ID] == nil {
+			e.others[c.ID] = other{c.Config.Image, time.Now()}
+		}
+		e.mu.Unlock()
+		return e.unwatched(c.ID), nil
 	}
 	created, err := time.Parse(time.RFC3339Nano, c.Created)
 	if err != nil {
-		return watch.Sandbox{}, false, fmt.Errorf("container %s: created %q: %w", c.ID, c.Created, err)
+		return sighting{}, fmt.Errorf("container %s: created %q: %w", c.ID, c.Created, err)
 	}
-	return watch.Sandbox{
+	s := watch.Sandbox{
 		ID:      watch.ID{Kind: watch.Container, Name: c.ID},
 		Name:    strings.TrimPrefix(c.Name, "/"),
 		Image:   c.Config.Image,
 		State:   watch.State(c.State.Status),
 		Created: created,
 		Terms:   terms,
-		Init:    e.remember(c.ID, created, terms, c.State.Pid),
-	}, true, nil
+	}
+	s.Init, s.Existed = e.remember(s, c.State.Pid, g)
+	return sighting{exists: true, watched: true, sandbox: s}, nil
 }
 
-// remember notes a container and holds its init, if it has one and it can be proven (D4).
-func (e *Engine) remember(id string, created time.Time, terms watch.Terms, pid int) watch.Process {
+// terms says on what terms a container is watched, if it is. What cannot be found out changes nothing: a rule further
+// down may not decide because one above it could not (W5).
+func (e *Engine) terms(id string, f watch.Facts, g *glance) (watch.Terms, bool) {
+	if g.rules.wantsClient(f) {
+		return e.before(id, f.Labels)
+	}
+	return g.rules.Terms(f)
+}
+
+// before are the terms on which a container has been watched until now, or else those of its own labels.
+func (e *Engine) before(id string, labels map[string]string) (watch.Terms, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c := e.containers[id]; c != nil && c.watched {
+		return c.terms, true
+	}
+	return watch.ParseTerms(labels)
+}
+
+// unwatched notes that a container is not watched. What was known of one that was stays known, with its init, until it is
+// gone: a reap of it may have begun.
+func (e *Engine) unwatched(id string) sighting {
+	seen := sighting{exists: true}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c := e.containers[id]; c != nil {
+		seen.lost = c.watched
+		c.watched, c.seen = false, time.Now()
+	}
+	return seen
+}
+
+// remember notes a container that is watched and holds its init, if it has one and it can be proven (D4).
+func (e *Engine) remember(s watch.Sandbox, pid int, g *glance) (init watch.Process, existed uint64) {
+	id := s.ID.Name
 	e.mu.Lock()
 	c := e.containers[id]
 	if c == nil {
-		c = &known{created: created, owner: terms.Owner.Container, grace: terms.StopTimeout}
+		c = &known{created: s.Created, image: s.Image}
 		e.containers[id] = c
+		delete(e.others, id)
 	}
 	c.seen = time.Now()
-	init, shared := c.init, e.shared
+	existed = c.update(s.Terms, g)
+	held, shared := c.init, e.shared
 	e.mu.Unlock()
-	if init != nil && init.Process().PID == pid {
-		return init.Process()
+	if held != nil && held.Process().PID == pid {
+		return held.Process(), existed
 	}
 	if pid <= 0 || !shared {
-		return watch.Process{}
+		return watch.Process{}, existed
 	}
-	init, err := e.openInit(id, pid)
+	held, err := e.openInit(id, pid)
 	if err != nil {
 		// It cannot be stopped at once. The engine will do it, and the log says how long it took.
-		return watch.Process{}
+		return watch.Process{}, existed
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.containers[id] != c {
-		_ = init.Close()
-		return watch.Process{}
+		_ = held.Close()
+		return watch.Process{}, existed
 	}
 	if c.init != nil {
 		_ = c.init.Close()
 	}
-	c.init = init
-	go e.await(id, c, init)
-	return init.Process()
+	c.init = held
+	go e.await(id, c, held)
+	return held.Process(), existed
+}
+
+// update takes in that the container was just seen to exist, and on what terms it is watched.
+func (c *known) update(terms watch.Terms, g *glance) (existed uint64) {
+	c.terms, c.watched = terms, true
+	if c.existed == 0 {
+		c.existed = g.existed // later ones are only greater
+	}
+	return c.existed
 }
 
 // openInit holds the process that an engine says is a container's init. The engine's word may be old, and the number
@@ -332,29 +416,28 @@ func (e *Engine) List(ctx context.Context) ([]watch.Event, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the containers of the engine at %s: %w", e.host, err)
 	}
-	sandboxes := make([]*watch.Sandbox, len(all))
+	g := e.glance()
+	sightings := make([]sighting, len(all))
 	var looks errgroup.Group
 	looks.SetLimit(2 * runtime.GOMAXPROCS(0))
-	for i, c := range all {
-		terms, watched := watch.ParseTerms(c.Labels)
-		if !watched {
-			continue
-		}
+	for i, line := range all {
 		looks.Go(func() error {
-			sandboxes[i] = e.listed(ctx, cli, c, terms)
+			sightings[i] = e.listed(ctx, cli, line, g)
 			return nil
 		})
 	}
 	_ = looks.Wait() // none of them fails
 	listed := watch.Listed{Kind: watch.Container, Asked: asked}
 	refs := map[string]bool{}
-	for _, s := range sandboxes {
-		if s == nil {
-			continue
-		}
-		listed.Sandboxes = append(listed.Sandboxes, *s)
-		if s.Terms.Owner.Kind == watch.ContainerClaim {
-			refs[s.Terms.Owner.Container] = true
+	for i, seen := range sightings {
+		switch {
+		case seen.watched:
+			listed.Sandboxes = append(listed.Sandboxes, seen.sandbox)
+			for _, ref := range references(seen.sandbox.Terms) {
+				refs[ref] = true
+			}
+		case seen.exists:
+			listed.Unwatched = append(listed.Unwatched, watch.ID{Kind: watch.Container, Name: all[i].ID})
 		}
 	}
 	e.prune(all, asked)
@@ -374,58 +457,79 @@ func (e *Engine) prune(all []container.Summary, asked time.Time) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	claimed := map[string]bool{}
 	for id, c := range e.containers {
 		if !listed[id] && c.init == nil && c.seen.Before(asked) {
 			e.forget(id)
-			continue
 		}
-		claimed[c.owner] = true
+	}
+	for id, c := range e.others {
+		if !listed[id] && c.seen.Before(asked) {
+			e.forget(id)
+		}
+	}
+	e.pruneOwners()
+}
+
+// pruneOwners forgets the owners that nobody claims. The caller holds the lock.
+func (e *Engine) pruneOwners() {
+	claimed := map[string]bool{}
+	for _, c := range e.containers {
+		for _, ref := range references(c.terms) {
+			claimed[ref] = true
+		}
 	}
 	maps.DeleteFunc(e.owners, func(ref string, _ map[string]bool) bool { return !claimed[ref] })
 }
 
-// listed makes a sandbox of a line of a list. The list does not say everything, so a container that is new or whose
-// init is not held is looked at; nil says that it went meanwhile. A container that cannot be looked at is as the list
-// has it, so that one which the engine chokes on does not hide the others.
-func (e *Engine) listed(ctx context.Context, cli *client.Client, line container.Summary, terms watch.Terms) *watch.Sandbox {
+// listed finds out about a container from a line of a list. The list does not say everything, so a container that is new
+// or whose init is not held is looked at, if it is watched or may be. One that cannot be looked at is as the list has it,
+// so that one which the engine chokes on does not hide the others.
+func (e *Engine) listed(ctx context.Context, cli *client.Client, line container.Summary, g *glance) sighting {
 	state := watch.State(line.State)
+	f, sure := factsOf(line)
 	e.mu.Lock()
 	c := e.containers[line.ID]
 	known := c != nil && (c.init != nil || !state.Runs() || !e.shared)
+	if stranger, ok := e.others[line.ID]; c != nil {
+		f.Image, sure = c.image, true
+	} else if ok {
+		f.Image, sure = stranger.image, true
+	}
 	e.mu.Unlock()
-	if !known {
+	sure = (sure || !g.rules.images) && !g.rules.wantsClient(f)
+	terms, watched := e.terms(line.ID, f, g)
+	if !sure || watched && !known {
 		full, err := inspect(ctx, cli, line.ID)
 		if errdefs.IsNotFound(err) {
-			return nil
+			return sighting{} // it went meanwhile
 		}
 		if err == nil {
-			if s, _, err := e.sandbox(full); err == nil {
-				return &s
+			if seen, err := e.sandbox(full, g); err == nil {
+				return seen
 			}
 		}
+		if !sure {
+			terms, watched = e.before(line.ID, line.Labels)
+		}
 	}
-	s := &watch.Sandbox{
-		ID:    watch.ID{Kind: watch.Container, Name: line.ID},
-		Image: line.Image, State: state, Terms: terms,
+	if !watched {
+		return e.unwatched(line.ID)
+	}
+	s := watch.Sandbox{
+		ID:   watch.ID{Kind: watch.Container, Name: line.ID},
+		Name: f.Name, Image: f.Image, State: state, Terms: terms, Existed: g.existed,
 		// The list has it cut to seconds. Cut the other way, it does not make an owner look too young.
 		Created: time.Unix(line.Created+1, 0),
-	}
-	for _, name := range line.Names {
-		// Others that are linked to it have names for it as well: /other/alias.
-		if name = strings.TrimPrefix(name, "/"); !strings.Contains(name, "/") {
-			s.Name = name
-		}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if c := e.containers[line.ID]; c != nil {
-		s.Created = c.created
+		s.Created, s.Existed = c.created, c.update(terms, g)
 		if c.init != nil {
 			s.Init = c.init.Process()
 		}
 	}
-	return s
+	return sighting{exists: true, watched: true, sandbox: s}
 }
 
 // remove asks the engine once. A conflict means that a removal is under way: look again until it is gone.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/google/go-cmp/cmp"
 
 	"watcher/watch"
 )
@@ -122,11 +123,15 @@ func TestListedName(t *testing.T) {
 	} {
 		e := New("", nil, nil)
 		created := time.Unix(1, 0)
-		e.containers[id1] = &known{created: created}
-		s := e.listed(t.Context(), nil, container.Summary{ID: id1, Names: tt.names, Image: "i", State: "exited"}, watch.Terms{Keep: true})
-		want := watch.Sandbox{ID: watch.ID{Kind: watch.Container, Name: id1}, Name: tt.want, Image: "i", State: watch.Stopped, Created: created, Terms: watch.Terms{Keep: true}}
-		if *s != want {
-			t.Errorf("%q: %+v, want %+v", tt.names, s, want)
+		e.containers[id1] = &known{created: created, image: "i"}
+		labels := map[string]string{watch.LabelKeep: "true"}
+		got := e.listed(t.Context(), nil, container.Summary{ID: id1, Names: tt.names, Image: "i", Labels: labels, State: "exited"}, e.glance())
+		want := sighting{exists: true, watched: true, sandbox: watch.Sandbox{
+			ID: watch.ID{Kind: watch.Container, Name: id1}, Name: tt.want, Image: "i", State: watch.Stopped, Created: created,
+			Terms: watch.Terms{Rule: watch.RuleLabels, Keep: true},
+		}}
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(sighting{})); diff != "" {
+			t.Errorf("%q: %s", tt.names, diff)
 		}
 	}
 }

@@ -263,7 +263,8 @@ func (o *Owner) learnClient(seen ProcessSeen) {
 			o.lives[process] = ending{life: Alive}
 		case seen.Process == process:
 			o.lives[process] = ending{Exited, seen.At}
-		case nobody, seen.Process.Start > process.Start:
+		case nobody, seen.Process.Start > process.Start, seen.Process.Boot != process.Boot:
+			// Who was remembered from an earlier boot is dead whatever the numbers say.
 			o.lives[process] = ending{life: Exited}
 		}
 	}

@@ -50,12 +50,14 @@ type Engine struct {
 	containers map[string]*known
 	others     map[string]other
 	owners     map[string]map[string]bool // for each claimed container reference, the IDs it has stood for
+	busy       map[string]bool            // sockets that are being looked at
 }
 
 // A known is what is remembered of a container that is watched, or once was, between looks.
 type known struct {
 	created time.Time
-	image   string          // as it was given at its creation
+	image   string // as it was given at its creation
+	mounts  []container.MountPoint
 	existed uint64          // see [watch.Sandbox]
 	terms   watch.Terms     // on which it is watched, or was
 	watched bool            // and not only once was: then its end may have begun
@@ -81,6 +83,7 @@ func New(host string, proc *process.Host, post func(...watch.Event)) *Engine {
 		containers: map[string]*known{},
 		others:     map[string]other{},
 		owners:     map[string]map[string]bool{},
+		busy:       map[string]bool{},
 	}
 	e.SetRules(&watch.Rules{})
 	return e

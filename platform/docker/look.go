@@ -85,6 +85,7 @@ func (e *Engine) look(ctx context.Context, cli *client.Client, id string) ([]wat
 			return nil, err
 		case seen.watched:
 			found = append(found, watch.SandboxSeen{Sandbox: seen.sandbox, Asked: asked})
+			found = append(found, seen.more...)
 			for _, ref := range references(seen.sandbox.Terms) {
 				found = append(found, e.lookForOwner(ctx, cli, ref)...)
 			}
@@ -234,6 +235,7 @@ type sighting struct {
 	watched bool
 	lost    bool          // it was watched before, and is not any more
 	sandbox watch.Sandbox // if watched
+	more    []watch.Event // what was found out about its owners on the way
 }
 
 // sandbox makes a sandbox of what an inspect told, and holds its init.
@@ -259,8 +261,8 @@ func (e *Engine) sandbox(c container.InspectResponse, g *glance) (sighting, erro
 		Created: created,
 		Terms:   terms,
 	}
-	s.Init, s.Existed = e.remember(s, c.State.Pid, g)
-	return sighting{exists: true, watched: true, sandbox: s}, nil
+	s.Init, s.Existed = e.remember(s, c, g)
+	return sighting{exists: true, watched: true, sandbox: s, more: e.lookAtSockets(s)}, nil
 }
 
 // terms says on what terms a container is watched, if it is. What cannot be found out changes nothing: a rule further
@@ -296,12 +298,12 @@ func (e *Engine) unwatched(id string) sighting {
 }
 
 // remember notes a container that is watched and holds its init, if it has one and it can be proven (D4).
-func (e *Engine) remember(s watch.Sandbox, pid int, g *glance) (init watch.Process, existed uint64) {
-	id := s.ID.Name
+func (e *Engine) remember(s watch.Sandbox, full container.InspectResponse, g *glance) (init watch.Process, existed uint64) {
+	id, pid := full.ID, full.State.Pid
 	e.mu.Lock()
 	c := e.containers[id]
 	if c == nil {
-		c = &known{created: s.Created, image: s.Image}
+		c = &known{created: s.Created, image: s.Image, mounts: full.Mounts}
 		e.containers[id] = c
 		delete(e.others, id)
 	}
@@ -428,11 +430,13 @@ func (e *Engine) List(ctx context.Context) ([]watch.Event, error) {
 	}
 	_ = looks.Wait() // none of them fails
 	listed := watch.Listed{Kind: watch.Container, Asked: asked}
+	var behind []watch.Event
 	refs := map[string]bool{}
 	for i, seen := range sightings {
 		switch {
 		case seen.watched:
 			listed.Sandboxes = append(listed.Sandboxes, seen.sandbox)
+			behind = append(behind, seen.more...)
 			for _, ref := range references(seen.sandbox.Terms) {
 				refs[ref] = true
 			}
@@ -441,7 +445,7 @@ func (e *Engine) List(ctx context.Context) ([]watch.Event, error) {
 		}
 	}
 	e.prune(all, asked)
-	found = append(found, listed)
+	found = append(append(found, listed), behind...)
 	for ref := range refs {
 		found = append(found, e.lookForOwner(ctx, cli, ref)...)
 	}
@@ -522,14 +526,14 @@ func (e *Engine) listed(ctx context.Context, cli *client.Client, line container.
 		Created: time.Unix(line.Created+1, 0),
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	if c := e.containers[line.ID]; c != nil {
 		s.Created, s.Existed = c.created, c.update(terms, g)
 		if c.init != nil {
 			s.Init = c.init.Process()
 		}
 	}
-	return sighting{exists: true, watched: true, sandbox: s}
+	e.mu.Unlock()
+	return sighting{exists: true, watched: true, sandbox: s, more: e.lookAtSockets(s)}
 }
 
 // remove asks the engine once. A conflict means that a removal is under way: look again until it is gone.

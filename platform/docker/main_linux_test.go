@@ -29,7 +29,13 @@ const patience = time.Minute
 // forwardVariable has this binary forward connections instead of running tests: FROM and TO, both sockets.
 const forwardVariable = "WATCHER_DOCKER_FORWARD"
 
+// heirVariable has this binary listen on a socket, and leave it to a child that outlives it.
+const heirVariable = "WATCHER_DOCKER_HEIR"
+
 func TestMain(m *testing.M) {
+	if socket := os.Getenv(heirVariable); socket != "" {
+		leaveListener(socket)
+	}
 	if from, to, ok := strings.Cut(os.Getenv(forwardVariable), " "); ok {
 		l, err := net.Listen("unix", from)
 		if err != nil {
@@ -65,6 +71,25 @@ func forward(l net.Listener, network, to string) {
 		go func() { defer both(); _, _ = io.Copy(out, in) }()
 		go func() { defer both(); _, _ = io.Copy(in, out) }()
 	}
+}
+
+// leaveListener never returns. The child ends when its standard input, which was ours, does.
+func leaveListener(socket string) {
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		panic(err)
+	}
+	f, err := l.(*net.UnixListener).File()
+	if err != nil {
+		panic(err)
+	}
+	cmd := exec.Command("cat")
+	cmd.Stdin, cmd.ExtraFiles = os.Stdin, []*os.File{f}
+	if err := cmd.Start(); err != nil {
+		panic(err)
+	}
+	// Without closing, which would remove the socket.
+	_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 }
 
 // forwardNested forwards from a socket, whose path it returns, in a process in a PID namespace of its own.

@@ -22,7 +22,7 @@ type Pattern struct {
 
 // NewPattern returns the pattern of a glob. Every text is one.
 func NewPattern(glob string) Pattern {
-	expr := regexp.QuoteMeta(glob)
+	expr := regexp.QuoteMeta(string([]rune(glob))) // an expression must be UTF-8, a text on Linux need not
 	expr = strings.ReplaceAll(expr, `\*`, `.*`)
 	expr = strings.ReplaceAll(expr, `\?`, `.`)
 	return Pattern{glob, regexp.MustCompile(`(?s)\A` + expr + `\z`)}
@@ -275,6 +275,9 @@ func ParsePIDLabel(value, host string) (Claim, error) {
 
 // Programs are the programs that any rule names, each once.
 func (r *Rules) Programs() []string {
+	if r == nil {
+		return nil
+	}
 	var all []string
 	for _, rule := range r.List {
 		if p := rule.Owner.Process; p != "" && !slices.Contains(all, p) {

@@ -79,6 +79,8 @@ func TestPatterns(t *testing.T) {
 		{"io.kubernetes.*", "io.kubernetes.pod.name", true},
 		{"io.kubernetes.*", "ioxkubernetes.pod", false},
 		{"io.kubernetes.*", "io.kubernetes", false},
+		{"\xff*", "\xffab", true},
+		{"\xff*", "ab", false},
 		{"*", "\xff", true},
 		{"?", "\xff", true},
 	} {
@@ -534,7 +536,7 @@ func TestW1NoRulesKnowNothing(t *testing.T) {
 		if terms, watched := rules.Terms(f); watched {
 			t.Errorf("watched on %+v", terms)
 		}
-		if rules.WantsClient(f) || rules.Clients() {
+		if rules.WantsClient(f) || rules.Clients() || len(rules.Programs()) > 0 {
 			t.Error("wants to know something")
 		}
 	}

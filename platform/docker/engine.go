@@ -35,6 +35,9 @@ const (
 	replay = 5 * time.Second
 	// settled is how long a session lasts that was no failure in disguise. After a shorter one the pauses go on growing.
 	settled = 5 * time.Second
+	// failures is how often an engine may fail at one removal until that is an error. A removal that crosses a death fails
+	// once; one that crosses the restarts of a container that crashes may do so again.
+	failures = 4
 )
 
 // An Engine is one engine, through all its restarts. It is safe for concurrent use.
@@ -478,8 +481,14 @@ func removeWith(ctx context.Context, cli *client.Client, id watch.ID) error {
 	again.InitialInterval = 50 * time.Millisecond
 	again.MaxInterval = time.Second
 	var last error
+	failed := 0
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		last = remove(ctx, cli, id.Name)
+		if errdefs.IsInternal(last) {
+			if failed++; failed == failures {
+				last = backoff.Permanent(last)
+			}
+		}
 		return struct{}{}, last
 	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(0))
 	switch {

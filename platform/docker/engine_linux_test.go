@@ -517,17 +517,19 @@ func TestRemoveAnswers(t *testing.T) {
 	const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 	for _, tt := range []struct {
 		name    string
-		deletes []int // answers to DELETE, the last one for ever
-		there   bool  // what an inspect says then
+		deletes []int  // answers to DELETE, the last one for ever
+		state   string // what an inspect says then; "": not found
 		asked   int
 		ok      func(error) bool
 	}{
-		{"removed", []int{204}, false, 1, func(err error) bool { return err == nil }},
-		{"gone before", []int{404}, false, 1, func(err error) bool { return err == nil }},
-		{"under way", []int{409, 409, 404}, true, 3, func(err error) bool { return err == nil }},
-		{"Podman, gone", []int{500}, false, 1, func(err error) bool { return err == nil }},
-		{"an error", []int{500}, true, 1, errdefs.IsInternal},
-		{"forbidden", []int{403}, true, 1, errdefs.IsPermissionDenied},
+		{"removed", []int{204}, "", 1, func(err error) bool { return err == nil }},
+		{"gone before", []int{404}, "", 1, func(err error) bool { return err == nil }},
+		{"under way", []int{409, 409, 404}, "removing", 3, func(err error) bool { return err == nil }},
+		{"Podman, gone", []int{500}, "", 1, func(err error) bool { return err == nil }},
+		{"Podman, ended meanwhile", []int{500, 500, 204}, "stopped", 3, func(err error) bool { return err == nil }},
+		{"an error again and again", []int{500}, "exited", failures, errdefs.IsInternal},
+		{"an error", []int{500}, "dead", 1, errdefs.IsInternal},
+		{"forbidden", []int{403}, "running", 1, errdefs.IsPermissionDenied},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var mu sync.Mutex
@@ -546,8 +548,8 @@ func TestRemoveAnswers(t *testing.T) {
 					w.WriteHeader(tt.deletes[min(asked, len(tt.deletes)-1)])
 					asked++
 					_, _ = io.WriteString(w, `{"message":"no"}`)
-				case tt.there:
-					_, _ = io.WriteString(w, `{"Id":"`+id+`","State":{"Status":"dead"},"Config":{}}`)
+				case tt.state != "":
+					_, _ = io.WriteString(w, `{"Id":"`+id+`","State":{"Status":"`+tt.state+`"},"Config":{}}`)
 				default:
 					w.WriteHeader(http.StatusNotFound)
 					_, _ = io.WriteString(w, `{"message":"no such container"}`)

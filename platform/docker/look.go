@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/client"
 	"golang.org/x/sync/errgroup"
 
@@ -179,7 +181,14 @@ func seeOwner(ctx context.Context, cli *client.Client, ref, id string) watch.Con
 	c, err := inspect(ctx, cli, id)
 	switch {
 	case errdefs.IsNotFound(err):
-		seen.Life = watch.Exited
+		switch short, err := shortForSome(ctx, cli, id); {
+		case err != nil:
+			seen.Detail = err.Error()
+		case short:
+			seen.Detail = fmt.Sprintf("%q is no container's name, and short for several IDs", id)
+		default:
+			seen.Life = watch.Exited
+		}
 		return seen
 	case err != nil:
 		seen.Detail = err.Error()
@@ -198,7 +207,7 @@ func seeOwner(ctx context.Context, cli *client.Client, ref, id string) watch.Con
 		policy := c.HostConfig.RestartPolicy
 		seen.Restarts = policy.IsAlways() || policy.IsUnlessStopped() || policy.IsOnFailure()
 	}
-	switch watch.State(c.State.Status) {
+	switch state(c.State.Status) {
 	case watch.Stopped, watch.Dead:
 		seen.Life = watch.Exited
 		// The engine leaves out or zeroes the time of what never ran; then the picture takes the time of the look.
@@ -214,6 +223,28 @@ func seeOwner(ctx context.Context, cli *client.Client, ref, id string) watch.Con
 // a name that is free today could be the first digits of a stranger's ID tomorrow. Twelve are what its tools print.
 func names(ref, id, name string) bool {
 	return ref == strings.TrimPrefix(name, "/") || len(ref) >= 12 && strings.HasPrefix(id, ref)
+}
+
+// shortForSome reports whether a reference that is said to name no container is the beginning of an ID. It then is that of
+// several: Docker calls that an error, but Podman calls it not found.
+func shortForSome(ctx context.Context, cli *client.Client, ref string) (bool, error) {
+	if len(ref) >= 64 || strings.Trim(ref, "0123456789abcdef") != "" {
+		return false, nil // a whole ID, or no part of any
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	alike, err := cli.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("id", ref))})
+	// The filter also lets through what has the reference elsewhere in its ID.
+	return slices.ContainsFunc(alike, func(c container.Summary) bool { return strings.HasPrefix(c.ID, ref) }), err
+}
+
+// state is the word of an engine for the state of a container. Podman has one of its own for a container that has ended
+// and is not yet cleaned up after.
+func state(word string) watch.State {
+	if word == "stopped" {
+		return watch.Stopped
+	}
+	return watch.State(word)
 }
 
 func inspect(ctx context.Context, cli *client.Client, id string) (container.InspectResponse, error) {
@@ -257,7 +288,7 @@ func (e *Engine) sandbox(c container.InspectResponse, g *glance) (sighting, erro
 		ID:      watch.ID{Kind: watch.Container, Name: c.ID},
 		Name:    strings.TrimPrefix(c.Name, "/"),
 		Image:   c.Config.Image,
-		State:   watch.State(c.State.Status),
+		State:   state(c.State.Status),
 		Created: created,
 		Terms:   terms,
 	}
@@ -489,11 +520,11 @@ func (e *Engine) pruneOwners() {
 // or whose init is not held is looked at, if it is watched or may be. One that cannot be looked at is as the list has it,
 // so that one which the engine chokes on does not hide the others.
 func (e *Engine) listed(ctx context.Context, cli *client.Client, line container.Summary, g *glance) sighting {
-	state := watch.State(line.State)
+	now := state(line.State)
 	f, sure := factsOf(line)
 	e.mu.Lock()
 	c := e.containers[line.ID]
-	known := c != nil && (c.init != nil || !state.Runs() || !e.shared)
+	known := c != nil && (c.init != nil || !now.Runs() || !e.shared)
 	if stranger, ok := e.others[line.ID]; c != nil {
 		f.Image, sure = c.image, true
 	} else if ok {
@@ -521,7 +552,7 @@ func (e *Engine) listed(ctx context.Context, cli *client.Client, line container.
 	}
 	s := watch.Sandbox{
 		ID:   watch.ID{Kind: watch.Container, Name: line.ID},
-		Name: f.Name, Image: f.Image, State: state, Terms: terms, Existed: g.existed,
+		Name: f.Name, Image: f.Image, State: now, Terms: terms, Existed: g.existed,
 		// The list has it cut to seconds. Cut the other way, it does not make an owner look too young.
 		Created: time.Unix(line.Created+1, 0),
 	}
@@ -545,9 +576,15 @@ func remove(ctx context.Context, cli *client.Client, id string) error {
 	case errdefs.IsConflict(err):
 		return err
 	}
-	// Podman answers 500 where Docker says that a removal is under way or that nothing is there.
-	if _, lookErr := inspect(ctx, cli, id); errdefs.IsNotFound(lookErr) {
+	// Podman answers 500 where Docker says that a removal is under way or that nothing is there, and where it fails to kill
+	// what has just ended by itself: then it will do the next time.
+	c, lookErr := inspect(ctx, cli, id)
+	switch {
+	case errdefs.IsNotFound(lookErr):
 		return nil
+	case errdefs.IsInternal(err) && lookErr == nil && state(c.State.Status) != watch.Dead:
+		return err
+	default:
+		return backoff.Permanent(err)
 	}
-	return backoff.Permanent(err)
 }

@@ -1,6 +1,13 @@
 package docker
 
 import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"slices"
 	"strings"
@@ -9,38 +16,81 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
 	"golang.org/x/sync/errgroup"
 
 	"watcher/platform/docker/dockertest"
 	"watcher/watch"
 )
 
+// TestConformance demands the same of every sort of engine that is there. `make test-engines` sees to it that all are.
 func TestConformance(t *testing.T) {
-	e := dockertest.Shared(t)
-	conformance(t, e.Host(), e)
-}
-
-// conformance is what is demanded of every engine that runs on this host.
-func conformance(t *testing.T, url string, h helper) {
-	for _, tt := range []struct {
-		name string
-		test func(t *testing.T, url string, h helper)
-	}{
-		{"a list is whole", listIsWhole},
-		{"changes are told", changesAreTold},
-		{"a stop is a signal to the init", stopSignals},
-		{"a removal removes", removeRemoves},
-		{"six removals at once", sixRemovals},
-		{"a removal against an auto-removal", autoRemovals},
-		{"an owner by name", ownerByName},
-		{"an owner by ID", ownerByID},
-		{"an owner that is many", ownerAmbiguous},
-	} {
-		t.Run(tt.name, func(t *testing.T) { tt.test(t, url, h) })
+	for _, sort := range dockertest.Sorts {
+		t.Run(string(sort), func(t *testing.T) {
+			h := dockertest.Start(t, dockertest.Of(sort), dockertest.Reused())
+			t.Log(h.Version(t))
+			for _, tt := range []struct {
+				name string
+				test func(t *testing.T, h *dockertest.Engine)
+			}{
+				{"its PIDs are ours", pidsAreOurs},
+				{"a list is whole", listIsWhole},
+				{"changes are told", changesAreTold},
+				{"what was just before is told", justBefore},
+				{"events carry the labels", eventsCarryLabels},
+				{"only an init is held", onlyInit},
+				{"a stop is a signal to the init", stopSignals},
+				{"a removal removes", removeRemoves},
+				{"a removal keeps a promise", removeKeepsPromise},
+				{"six removals at once", sixRemovals},
+				{"a removal against an auto-removal", autoRemovals},
+				{"an owner by name", ownerByName},
+				{"an owner by ID", ownerByID},
+				{"an owner that is many", ownerAmbiguous},
+				{"an engine that was killed", engineKilled},
+			} {
+				t.Run(tt.name, func(t *testing.T) { tt.test(t, h) })
+			}
+		})
 	}
 }
 
-func inspectOf(t *testing.T, h helper, id string) container.InspectResponse {
+// traits are what sorts of engines differ in, as far as it shows.
+type traits struct {
+	// restarting are the states, beside running and exited, that a container which crashes and restarts may be in.
+	restarting []watch.State
+	// liveOn says that containers survive their engine's death and return.
+	liveOn bool
+	// gone is the event that ends a container's story.
+	gone events.Action
+	// underWay reports whether an error of a removal means that another one is under way, or was.
+	underWay func(error) bool
+}
+
+var (
+	likeDocker = traits{
+		restarting: []watch.State{watch.Restarting},
+		gone:       events.ActionDestroy,
+		underWay:   func(err error) bool { return errdefs.IsConflict(err) || errdefs.IsNotFound(err) },
+	}
+	traitsOf = map[dockertest.Sort]traits{
+		dockertest.Docker: likeDocker,
+		dockertest.Newest: likeDocker,
+		dockertest.Podman: {
+			// It restarts a container at once and has no word for the time between; its word for a container that the
+			// runtime has made ready and not started is seen instead.
+			restarting: []watch.State{watch.Created, "initialized"},
+			// Each container has a process that looks after it. The engine may come and go.
+			liveOn: true,
+			gone:   events.ActionRemove,
+			// It does not see other removals coming: it fails in the middle of its own.
+			underWay: func(err error) bool { return errdefs.IsInternal(err) || errdefs.IsNotFound(err) },
+		},
+	}
+)
+
+func inspectOf(t *testing.T, h *dockertest.Engine, id string) container.InspectResponse {
 	t.Helper()
 	c, err := h.Client().ContainerInspect(t.Context(), id)
 	if err != nil {
@@ -56,7 +106,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func listIsWhole(t *testing.T, url string, h helper) {
+func listIsWhole(t *testing.T, h *dockertest.Engine) {
 	h.Run(t, dockertest.ContainerOptions{Labels: map[string]string{"watche": "r", "x.watcher.owner": "1"}}) // a stranger
 	exited := h.Run(t, dockertest.ContainerOptions{Labels: owned(), Args: []string{"exit", "3"}})
 	h.WaitStopped(t, exited)
@@ -71,13 +121,13 @@ func listIsWhole(t *testing.T, url string, h helper) {
 		h.Run(t, dockertest.ContainerOptions{Labels: owned(), NotStarted: true}): {[]watch.State{watch.Created}, terms},
 		h.Run(t, dockertest.ContainerOptions{Labels: owned(), Paused: true}):     {[]watch.State{watch.Paused}, terms},
 		h.Run(t, dockertest.ContainerOptions{Labels: owned(), Args: []string{"exit", "1"}, Restart: "always"}): {
-			[]watch.State{watch.Restarting, watch.Running, watch.Stopped}, terms,
+			append(traitsOf[h.Sort()].restarting, watch.Running, watch.Stopped), terms,
 		},
 		h.Run(t, dockertest.ContainerOptions{Name: "a-name", Labels: owned(watch.LabelTTL, "1h", watch.LabelStopTimeout, "1s", watch.LabelKeep, "true")}): {
 			[]watch.State{watch.Running}, long,
 		},
 	}
-	e, _ := connect(t, url)
+	e, _ := connect(t, h.Host())
 	for _, pass := range []string{"first", "from memory"} {
 		before := time.Now()
 		got := listed(t, e)
@@ -100,7 +150,7 @@ func listIsWhole(t *testing.T, url string, h helper) {
 				!s.Created.Equal(created) || !reflect.DeepEqual(s.Terms, w.terms) {
 				t.Errorf("%s: %+v, want %+v of %+v", pass, s, w, c.ContainerJSONBase)
 			}
-			if slices.Contains(w.states, watch.Restarting) {
+			if len(w.states) > 1 {
 				continue // its init comes and goes
 			}
 			if s.Init.PID != c.State.Pid || s.Init.PID != 0 && (s.Init.Start == 0 || s.Init.Boot == "") {
@@ -110,8 +160,8 @@ func listIsWhole(t *testing.T, url string, h helper) {
 	}
 }
 
-func changesAreTold(t *testing.T, url string, h helper) {
-	e, r := connect(t, url)
+func changesAreTold(t *testing.T, h *dockertest.Engine) {
+	e, r := connect(t, h.Host())
 	api := h.Client()
 	ctx := t.Context()
 
@@ -174,8 +224,105 @@ func changesAreTold(t *testing.T, url string, h helper) {
 	}
 }
 
-func stopSignals(t *testing.T, url string, h helper) {
-	e, r := connect(t, url)
+// justBefore: a subscription reaches back, for the time between two sessions and for the moment that it takes to begin.
+func justBefore(t *testing.T, h *dockertest.Engine) {
+	id := h.Run(t, dockertest.ContainerOptions{Labels: owned()})
+	must(t, h.Client().ContainerRemove(t.Context(), id, container.RemoveOptions{Force: true}))
+	_, r := connect(t, h.Host())
+	await(t, r, 0, "gone", goneIs(id))
+}
+
+// eventsCarryLabels: they tell from the first to the last that a container concerns us, and the last one must, since
+// the container cannot be asked any more.
+func eventsCarryLabels(t *testing.T, h *dockertest.Engine) {
+	api := h.Client()
+	ctx := t.Context()
+	since := time.Now()
+	id := h.Run(t, dockertest.ContainerOptions{Labels: owned(), Paused: true})
+	must(t, api.ContainerUnpause(ctx, id))
+	must(t, api.ContainerRename(ctx, id, "another-name"))
+	must(t, api.ContainerKill(ctx, id, "KILL"))
+	h.WaitStopped(t, id)
+	must(t, api.ContainerRemove(ctx, id, container.RemoveOptions{Force: true}))
+	want := []events.Action{
+		events.ActionCreate, events.ActionStart, events.ActionPause, events.ActionUnPause, events.ActionRename, events.ActionDie,
+		traitsOf[h.Sort()].gone,
+	}
+	for _, msg := range story(t, h, id, since) {
+		if len(want) > 0 && msg.Action == want[0] {
+			want = want[1:]
+		}
+		if msg.Type != events.ContainerEventType || msg.Actor.ID != id || msg.Actor.Attributes[watch.LabelOwner] != "1" {
+			t.Errorf("%+v, want the label", msg)
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("no event says %q, or too late", want)
+	}
+}
+
+// story is all that an engine tells of a container that is gone.
+func story(t *testing.T, h *dockertest.Engine, id string, since time.Time) (story []events.Message) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	messages, errs := h.Client().Events(ctx, events.ListOptions{
+		Since:   since.Format(time.RFC3339Nano),
+		Filters: filters.NewArgs(filters.Arg("container", id)),
+	})
+	for {
+		select {
+		case msg := <-messages:
+			story = append(story, msg)
+			if msg.Action == traitsOf[h.Sort()].gone {
+				return story
+			}
+		case err := <-errs:
+			t.Fatalf("%v; the events so far: %+v", err, story)
+		}
+	}
+}
+
+func pidsAreOurs(t *testing.T, h *dockertest.Engine) {
+	for _, containers := range []int{0, 1} {
+		for range containers {
+			h.Run(t, dockertest.ContainerOptions{})
+		}
+		_, r := connect(t, h.Host())
+		if ns := await(t, r, 0, "namespace", anyOf[watch.NamespaceSeen]); !ns.Shared || ns.Detail != "" {
+			t.Errorf("%d containers: %+v", containers, ns)
+		}
+	}
+}
+
+// onlyInit: a signal goes only to what the kernel says is in the container (D4).
+func onlyInit(t *testing.T, h *dockertest.Engine) {
+	e := New(h.Host(), newProc(t), nil)
+	id := h.Run(t, dockertest.ContainerOptions{})
+	init := inspectOf(t, h, id).State.Pid
+	held, err := e.openInit(id, init)
+	must(t, err)
+	defer held.Close()
+	stat, err := held.ReadFile("stat")
+	must(t, err)
+	var keeper int
+	if _, err := fmt.Sscanf(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " %c %d", new(rune), &keeper); err != nil {
+		t.Fatal(err)
+	}
+	for name, pid := range map[string]int{
+		"who looks after it":            keeper,
+		"the init of another container": inspectOf(t, h, h.Run(t, dockertest.ContainerOptions{})).State.Pid,
+		"the engine":                    h.PID(),
+	} {
+		if held, err := e.openInit(id, pid); err == nil {
+			t.Errorf("%s: opened %+v as the init of %s", name, held.Process(), id)
+			_ = held.Close()
+		}
+	}
+}
+
+func stopSignals(t *testing.T, h *dockertest.Engine) {
+	e, r := connect(t, h.Host())
 	for _, tt := range []struct {
 		step watch.Step
 		args []string
@@ -213,8 +360,8 @@ func stopSignals(t *testing.T, url string, h helper) {
 	}
 }
 
-func removeRemoves(t *testing.T, url string, h helper) {
-	e, _ := connect(t, url)
+func removeRemoves(t *testing.T, h *dockertest.Engine) {
+	e, _ := connect(t, h.Host())
 	for _, tt := range []struct {
 		name string
 		opts dockertest.ContainerOptions
@@ -256,23 +403,59 @@ func removeRemoves(t *testing.T, url string, h helper) {
 	}
 }
 
-func sixRemovals(t *testing.T, url string, h helper) {
-	e, _ := connect(t, url)
-	id := h.Run(t, dockertest.ContainerOptions{Labels: owned(), Args: []string{"spawn", "3"}})
-	var all errgroup.Group
-	for range 6 {
-		all.Go(func() error { return e.Remove(t.Context(), containerID(id)) })
-	}
-	if err := all.Wait(); err != nil {
-		t.Error(err)
-	}
-	if h.Exists(t, id) {
-		t.Error("still there")
+// removeKeepsPromise: a container that was promised time to finish, and cannot be asked directly, is asked through the
+// engine.
+func removeKeepsPromise(t *testing.T, h *dockertest.Engine) {
+	since := time.Now()
+	id := h.Run(t, dockertest.ContainerOptions{Labels: owned(watch.LabelStopTimeout, "1m")})
+	awaitHandler(t, inspectOf(t, h, id).State.Pid)
+	r := newRecord()
+	e := New(h.Host(), nil, r.post) // without a view of processes, nothing is held
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- e.Session(ctx) }()
+	defer func() {
+		cancel()
+		receive(t, ended)
+	}()
+	await(t, r, 0, "connected", anyOf[watch.SourceBack])
+	listed(t, e)
+	must(t, e.Remove(t.Context(), containerID(id)))
+	for _, msg := range story(t, h, id, since) {
+		if code := msg.Actor.Attributes["exitCode"]; msg.Action == events.ActionDie && code != "0" {
+			t.Errorf("it ended with %s, want 0, as on SIGTERM", code)
+		}
 	}
 }
 
-func autoRemovals(t *testing.T, url string, h helper) {
-	e, r := connect(t, url)
+func sixRemovals(t *testing.T, h *dockertest.Engine) {
+	e, _ := connect(t, h.Host())
+	for name, remove := range map[string]func(id string) error{
+		"ours": func(id string) error { return e.Remove(t.Context(), containerID(id)) },
+		"the engine's": func(id string) error {
+			err := h.Client().ContainerRemove(t.Context(), id, container.RemoveOptions{Force: true})
+			if traitsOf[h.Sort()].underWay(err) {
+				return nil
+			}
+			return err
+		},
+	} {
+		id := h.Run(t, dockertest.ContainerOptions{Labels: owned(), Args: []string{"spawn", "3"}})
+		var all errgroup.Group
+		for range 6 {
+			all.Go(func() error { return remove(id) })
+		}
+		if err := all.Wait(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if h.Exists(t, id) {
+			t.Errorf("%s: still there", name)
+		}
+	}
+}
+
+func autoRemovals(t *testing.T, h *dockertest.Engine) {
+	e, r := connect(t, h.Host())
 	var all errgroup.Group
 	var ids []string
 	for range 4 {
@@ -336,8 +519,8 @@ func exited(o watch.Owner) bool { return o.Life == watch.Exited && !o.Gone && !o
 func gone(o watch.Owner) bool   { return o.Life == watch.Exited && o.Gone }
 
 // ownerByName: a claim by name is bound to the container that has the name at first, and follows that one (W2).
-func ownerByName(t *testing.T, url string, h helper) {
-	e, r := connect(t, url)
+func ownerByName(t *testing.T, h *dockertest.Engine) {
+	e, r := connect(t, h.Host())
 	api := h.Client()
 	ctx := t.Context()
 	sandbox := func(ref string) string {
@@ -372,7 +555,7 @@ func ownerByName(t *testing.T, url string, h helper) {
 	}
 
 	// A list says the same, also to somebody who has seen nothing of it.
-	fresh, _ := connect(t, url)
+	fresh, _ := connect(t, h.Host())
 	for _, e := range []*Engine{e, fresh} {
 		events, err := e.List(ctx)
 		must(t, err)
@@ -390,8 +573,8 @@ func ownerByName(t *testing.T, url string, h helper) {
 	v.awaitOwner(t, r, nobody, "gone", gone)
 }
 
-func ownerByID(t *testing.T, url string, h helper) {
-	_, r := connect(t, url)
+func ownerByID(t *testing.T, h *dockertest.Engine) {
+	_, r := connect(t, h.Host())
 	for _, length := range []int{64, 12} {
 		v := &view{pic: watch.NewPicture("")}
 		owner := h.Run(t, dockertest.ContainerOptions{})
@@ -405,8 +588,8 @@ func ownerByID(t *testing.T, url string, h helper) {
 }
 
 // ownerAmbiguous: a prefix that several containers have names none of them, and is no proof that there is none.
-func ownerAmbiguous(t *testing.T, url string, h helper) {
-	_, r := connect(t, url)
+func ownerAmbiguous(t *testing.T, h *dockertest.Engine) {
+	_, r := connect(t, h.Host())
 	byDigit := map[string]bool{}
 	for i := 0; ; i++ {
 		id := h.Run(t, dockertest.ContainerOptions{NotStarted: true})
@@ -421,6 +604,87 @@ func ownerAmbiguous(t *testing.T, url string, h helper) {
 			t.Errorf("%s: %+v, want unknown, and why", id, seen)
 		}
 		return
+	}
+}
+
+// engineKilled: what becomes of the containers of an engine that is killed and comes back is told by a list, for a death
+// without an engine has no event.
+func engineKilled(t *testing.T, h *dockertest.Engine) {
+	private := dockertest.Start(t, dockertest.Of(h.Sort()))
+	e, r := connect(t, private.Host())
+	stopped, left := private.Run(t, dockertest.ContainerOptions{Labels: owned()}), private.Run(t, dockertest.ContainerOptions{Labels: owned()})
+	init := await(t, r, 0, "started", seenAs(stopped, watch.Running)).Sandbox.Init
+	await(t, r, 0, "started", seenAs(left, watch.Running))
+
+	mark := r.mark()
+	private.Kill(t)
+	await(t, r, mark, "lost", anyOf[watch.SourceLost])
+	if err := e.Stop(containerID(stopped), watch.Kill); err != nil {
+		t.Errorf("Stop = %v", err)
+	}
+	if died := await(t, r, mark, "init exited", anyOf[watch.InitExited]); died.Process != init || died.ID != containerID(stopped) {
+		t.Errorf("exited %+v, want %+v", died, init)
+	}
+
+	mark = r.mark()
+	private.Restart(t)
+	await(t, r, mark, "back", anyOf[watch.SourceBack])
+	if ns := await(t, r, mark, "namespace", anyOf[watch.NamespaceSeen]); !ns.Shared {
+		t.Errorf("back: %+v", ns)
+	}
+	want := map[string]watch.State{stopped: watch.Stopped, left: watch.Stopped}
+	if traitsOf[h.Sort()].liveOn {
+		want[left] = watch.Running
+	}
+	got := map[string]watch.State{}
+	for _, s := range listed(t, e).Sandboxes {
+		got[s.ID.Name] = s.State
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("back: %v, want %v", got, want)
+	}
+	for id := range want {
+		must(t, e.Remove(t.Context(), containerID(id)))
+		await(t, r, mark, "gone", goneIs(id))
+	}
+}
+
+// TestNotFound: what an engine calls not found, as Podman does where a reference is short for several IDs, is gone only
+// if no ID begins so.
+func TestNotFound(t *testing.T) {
+	for ref, want := range map[string]watch.Life{
+		"0":                  watch.Unknown, // short for id1
+		"1":                  watch.Exited,  // is in id1, and not where it begins
+		"f12":                watch.Unknown, // short for id2
+		"e":                  watch.Exited,
+		"no-id":              watch.Exited,
+		id1[:63] + "0":       watch.Exited,
+		"bad":                watch.Unknown,
+		strings.ToUpper(id2): watch.Exited,
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Api-Version", "1.41")
+			w.Header().Set("Content-Type", "application/json")
+			switch {
+			case path(r) == "/_ping":
+			case path(r) != "/containers/json":
+				w.WriteHeader(http.StatusNotFound)
+				_, _ = io.WriteString(w, `{"message":"no"}`)
+			case r.FormValue("all") != "1" || r.FormValue("filters") != `{"id":{"`+ref+`":true}}` || ref == "bad":
+				w.WriteHeader(http.StatusInternalServerError)
+			default:
+				_, _ = io.WriteString(w, `[{"Id":"`+id1+`"},{"Id":"`+id2+`"}]`)
+			}
+		}))
+		e := New("tcp://"+strings.TrimPrefix(srv.URL, "http://"), nil, nil)
+		cli, err := e.dial(t.Context())
+		must(t, err)
+		seen := seeOwner(t.Context(), cli, ref, ref)
+		if seen.Life != want || (seen.Detail != "") != (want == watch.Unknown) {
+			t.Errorf("%q: %+v, want %v", ref, seen, want)
+		}
+		e.hangUp(cli)
+		srv.Close()
 	}
 }
 

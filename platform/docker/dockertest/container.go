@@ -32,13 +32,13 @@ type ContainerOptions struct {
 }
 
 // Run makes a container without a network and returns its full ID. On a shared
-// engine it is removed when the test has ended.
+// or reused engine it is removed when the test has ended.
 func (e *Engine) Run(tb testing.TB, opts ContainerOptions) string {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(tb.Context(), patience)
 	defer cancel()
 	id, err := e.Create(ctx, opts)
-	if id != "" && e.shared {
+	if id != "" && e.reused {
 		tb.Cleanup(func() { e.remove(tb, id) })
 	}
 	if err != nil {
@@ -63,6 +63,7 @@ func (e *Engine) Create(ctx context.Context, opts ContainerOptions) (id string, 
 		NetworkMode:   "none",
 		PidMode:       opts.PIDMode,
 		RestartPolicy: container.RestartPolicy{Name: opts.Restart},
+		Resources:     container.Resources{CgroupParent: e.maker.parent(e.site)},
 	}, nil, nil, opts.Name)
 	if err != nil {
 		return "", fmt.Errorf("create a container: %w", err)
@@ -112,7 +113,7 @@ func (e *Engine) Running(tb testing.TB, id string) bool {
 // cgroup, whether or not there is an engine to ask. A zombie is none of them.
 func (e *Engine) PIDs(tb testing.TB, id string) []int {
 	tb.Helper()
-	b, err := os.ReadFile(e.site.cgroup(id + "/cgroup.procs"))
+	b, err := os.ReadFile(e.site.cgroup(e.maker.cgroup(id) + "/cgroup.procs"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -189,18 +190,17 @@ func (e *Engine) wait(tb testing.TB, id, what string, reached func(container.Ins
 	}, func() string { return fmt.Sprintf("container %.12s is not %s; it is: %s", id, what, last) })
 }
 
-// remove ends a container with its anonymous volumes; it may be gone.
+// remove ends a container with its anonymous volumes; it may be gone, and
+// somebody else may be removing it, which every sort of engine says otherwise.
 func (e *Engine) remove(tb testing.TB, id string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), patience)
-	defer cancel()
-	err := e.client.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
-	switch {
-	case err == nil || errdefs.IsNotFound(err):
-	case errdefs.IsConflict(err): // somebody else is removing it
-		e.WaitGone(tb, id)
-	default:
-		tb.Errorf("dockertest: remove %.12s: %v", id, err)
-	}
+	tb.Helper()
+	var last error
+	poll(tb, func() bool {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), patience)
+		defer cancel()
+		last = e.client.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		return last == nil || errdefs.IsNotFound(last)
+	}, func() string { return fmt.Sprintf("container %.12s is not removed: %v", id, last) })
 }
 
 func poll(tb testing.TB, reached func() bool, state func() string) {

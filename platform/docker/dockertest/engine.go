@@ -5,14 +5,12 @@ package dockertest
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -37,12 +35,14 @@ const (
 // Engine is a private Docker engine. Its methods may be called from several
 // goroutines, but those that start and end the daemon contradict each other.
 type Engine struct {
+	sort   Sort
+	maker  maker
 	site   site
 	live   bool
 	log    io.Writer
 	client *client.Client
 	guard  *guard
-	shared bool
+	reused bool
 
 	image struct {
 		sync.Mutex
@@ -57,15 +57,29 @@ type Engine struct {
 // Option changes how an engine is started.
 type Option func(*Engine)
 
-// LiveRestore lets containers live on when the daemon ends.
+// LiveRestore lets containers live on when the daemon ends. Those of Podman do
+// so in any case.
 func LiveRestore() Option { return func(e *Engine) { e.live = true } }
 
-// Start runs an engine until the test has ended. A test without root is
-// skipped; a host without dockerd fails it, for such a test would otherwise
-// look as if it had passed.
+// Reused is for an engine that several tests use in turn: what one of them has
+// run is removed when it ends.
+func Reused() Option { return func(e *Engine) { e.reused = true } }
+
+// with is an engine with its options and nothing else.
+func with(opts []Option) *Engine {
+	e := &Engine{sort: Docker}
+	for _, opt := range opts {
+		opt(e)
+	}
+	return e
+}
+
+// Start runs an engine until the test has ended. A test is skipped without
+// root, and without an engine of the sort that it wants, unless that is the
+// first sort.
 func Start(tb testing.TB, opts ...Option) *Engine {
 	tb.Helper()
-	needRoot(tb)
+	with(opts).sort.need(tb)
 	ctx, cancel := context.WithTimeout(tb.Context(), patience)
 	defer cancel()
 	e, err := Launch(ctx, "", testWriter{tb}, opts...)
@@ -87,18 +101,16 @@ func Start(tb testing.TB, opts ...Option) *Engine {
 // The context bounds the start only. Notes, and the end of the engine's log if
 // it does not start, go to log, which may be nil.
 func Launch(ctx context.Context, dir string, log io.Writer, opts ...Option) (*Engine, error) {
-	if _, err := exec.LookPath("dockerd"); err != nil {
-		return nil, fmt.Errorf("find dockerd: %w (apt-get install docker.io)", err)
-	}
 	if log == nil {
 		log = io.Discard
 	}
-	e := &Engine{log: log}
-	for _, opt := range opts {
-		opt(e)
-	}
+	e := with(opts)
+	e.log = log
 	var err error
-	if e.site, err = newSite(dir); err != nil {
+	if e.maker, err = e.sort.find(); err != nil {
+		return nil, err
+	}
+	if e.site, err = newSite(dir, e.maker); err != nil {
 		return nil, err
 	}
 	// From here on something exists, and Close knows how to end it.
@@ -116,34 +128,33 @@ func (e *Engine) launch(ctx context.Context) (err error) {
 	if e.client, err = client.NewClientWithOpts(client.WithHost(e.Host()), client.WithAPIVersionNegotiation()); err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}
-	if err := writeConfig(ctx, e.site); err != nil {
+	if err := e.maker.configure(ctx, e.site); err != nil {
 		return err
 	}
 	return e.start(ctx)
 }
 
-// writeConfig makes the engine's own daemon.json, lest it reads the host's. Up
-// to version 24 engines put a key into /etc/docker unless they are told where
-// else; later ones know neither the key nor the word, and take none unknown.
-func writeConfig(ctx context.Context, s site) error {
-	config := map[string]string{}
-	out, err := exec.CommandContext(ctx, "dockerd", "--version").Output()
-	if err != nil {
-		return fmt.Errorf("ask dockerd for its version: %w", err)
-	}
-	var major int
-	if _, err := fmt.Sscanf(string(out), "Docker version %d.", &major); err == nil && major < 25 {
-		config["deprecated-key-path"] = filepath.Join(s.dir, "key.json")
-	}
-	b, err := json.Marshal(config)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(s.config(), b, 0o600)
-}
-
 // Host is the engine's address, in the form of DOCKER_HOST.
 func (e *Engine) Host() string { return "unix://" + e.site.socket() }
+
+// Sort is the engine's sort.
+func (e *Engine) Sort() Sort { return e.sort }
+
+// Version is what the engine says that it is, which API it offers, and which of
+// its versions our client speaks with it.
+func (e *Engine) Version(tb testing.TB) string {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), patience)
+	defer cancel()
+	v, err := e.client.ServerVersion(ctx)
+	if err != nil || len(v.Components) == 0 {
+		tb.Fatalf("dockertest: ask the engine for its version: %+v, %v", v, err)
+	}
+	engine := v.Components[0]
+	// One that was built as a module knows its version by that alone.
+	version := cmp.Or(engine.Details["ModuleVersion"], engine.Version)
+	return fmt.Sprintf("%s: %s %s, API %s (spoken: %s)", e.sort, engine.Name, version, v.APIVersion, e.client.ClientVersion())
+}
 
 // Client is a client of the engine, good across restarts, closed by Close.
 func (e *Engine) Client() *client.Client { return e.client }
@@ -246,7 +257,7 @@ func (e *Engine) Close() error {
 	var errs []error
 	if d.running() {
 		if err := d.signal(unix.SIGKILL); err != nil {
-			errs = append(errs, fmt.Errorf("kill dockerd: %w", err))
+			errs = append(errs, fmt.Errorf("kill the engine: %w", err))
 		}
 	}
 	errs = append(errs, e.site.sweep())
@@ -285,9 +296,9 @@ func (e *Engine) start(ctx context.Context) error {
 	defer e.mu.Unlock()
 	switch {
 	case e.closed:
-		return errors.New("start dockerd: the engine was closed")
+		return errors.New("start the engine: the engine was closed")
 	case e.daemon.running():
-		return errors.New("start dockerd: it is running")
+		return errors.New("start the engine: it is running")
 	}
 	// After a SIGKILL these name processes that are dead, but perhaps not yet
 	// reaped by PID 1, or whose number somebody else has by now. dockerd takes
@@ -297,7 +308,7 @@ func (e *Engine) start(ctx context.Context) error {
 			return fmt.Errorf("remove a stale pidfile: %w", err)
 		}
 	}
-	d, err := startDaemon(e.site, e.args())
+	d, err := startDaemon(e.site, e.maker.command(e.site, e.live))
 	if err != nil {
 		return err
 	}
@@ -312,43 +323,22 @@ func (e *Engine) start(ctx context.Context) error {
 		}
 		select {
 		case <-d.done:
-			return fmt.Errorf("start dockerd: %w", cmp.Or(d.err, errors.New("it ended at once")))
+			return fmt.Errorf("start the engine: %w", cmp.Or(d.err, errors.New("it ended at once")))
 		case <-ctx.Done():
-			return fmt.Errorf("wait for dockerd: %w (last answer: %w)", ctx.Err(), err)
+			return fmt.Errorf("wait for the engine: %w (last answer: %w)", ctx.Err(), err)
 		case <-beat.C:
 		}
 	}
 }
 
-func (e *Engine) args() []string {
-	args := []string{
-		"--config-file", e.site.config(),
-		"--data-root", e.site.dataRoot(),
-		"--exec-root", e.site.execRoot(),
-		"--host", e.Host(),
-		"--pidfile", e.site.pidfile(),
-		"--bridge", "none",
-		"--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
-		"--userland-proxy=false",
-		// systemd's driver would put containers where systemd wants them; a
-		// host without systemd has no other than this one anyway.
-		"--exec-opt", "native.cgroupdriver=cgroupfs",
-		"--cgroup-parent", "/" + e.site.group,
-	}
-	if e.live {
-		args = append(args, "--live-restore")
-	}
-	return args
-}
-
-// daemon is one run of dockerd. Only its own goroutine waits for it.
+// daemon is one run of an engine. Only its own goroutine waits for it.
 type daemon struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error // how it ended; read after done
 }
 
-func startDaemon(s site, args []string) (*daemon, error) {
+func startDaemon(s site, cmd *exec.Cmd) (*daemon, error) {
 	log, err := os.OpenFile(s.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the engine's log: %w", err)
@@ -360,16 +350,8 @@ func startDaemon(s site, args []string) (*daemon, error) {
 	}
 	defer group.Close()
 
-	cmd := exec.Command("dockerd", args...)
 	cmd.Dir = s.dir
 	cmd.Stdout, cmd.Stderr = log, log // a file, no pipe: Wait must not wait for containerd
-	// The daemon's environment is not ours: a proxy or a DOCKER_… variable of
-	// the developer must not decide how a test ends.
-	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool {
-		name, _, _ := strings.Cut(strings.ToUpper(kv), "=")
-		return strings.HasPrefix(name, "DOCKER_") || strings.HasSuffix(name, "_PROXY") ||
-			name == "NOTIFY_SOCKET" || strings.HasPrefix(name, "LISTEN_")
-	}), "TMPDIR="+s.dir)
 	cmd.SysProcAttr = &unix.SysProcAttr{
 		Setsid:      true, // Ctrl-C at the terminal is for the program, which then closes us
 		UseCgroupFD: true,
@@ -379,7 +361,7 @@ func startDaemon(s site, args []string) (*daemon, error) {
 		Cloneflags: unix.CLONE_NEWNET,
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start dockerd: %w", err)
+		return nil, fmt.Errorf("start the engine: %w", err)
 	}
 	d := &daemon{cmd: cmd, done: make(chan struct{})}
 	go func() {

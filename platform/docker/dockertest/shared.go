@@ -52,9 +52,7 @@ func Shared(tb testing.TB) *Engine {
 	if common.engine == nil && common.err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if common.engine, common.err = Launch(ctx, "", os.Stderr); common.err == nil {
-			common.engine.shared = true
-		}
+		common.engine, common.err = Launch(ctx, "", os.Stderr, Reused())
 	}
 	if common.err != nil {
 		tb.Fatalf("dockertest: %v", common.err)

@@ -38,15 +38,12 @@ func (s site) execRoot() string { return filepath.Join(s.dir, "run") }
 func (s site) cgroup(sub string) string { return filepath.Join(s.unified, s.group, sub) }
 
 // newSite makes the folder and the cgroup.
-func newSite(parent string) (site, error) {
+func newSite(parent string, m maker) (site, error) {
 	parent, err := filepath.Abs(orTemp(parent))
 	if err != nil {
 		return site{}, err
 	}
-	// A socket's path has at most 107 bytes, and this is the longest one that
-	// is put below the folder.
-	const longest = "/" + prefix + "4294967295/run/containerd/containerd-debug.sock"
-	if len(parent)+len(longest) > 107 {
+	if !m.fits(filepath.Join(parent, prefix+"4294967295")) {
 		parent = "/tmp"
 	}
 	var s site

@@ -2,8 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
 
-	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
 )
 
@@ -19,16 +19,29 @@ func newCheckCommand(o *options) *cobra.Command {
 				return err
 			}
 			if show {
-				return toml.NewEncoder(cmd.OutOrStdout()).Encode(c)
+				_, err := io.WriteString(cmd.OutOrStdout(), c.print())
+				return err
 			}
 			name := c.file
 			if name == "" {
 				name = "no configuration file, the defaults"
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", name)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: ok, %s\n", name, counted(len(c.effective()), "rule"))
 			return err
 		},
 	}
 	cmd.Flags().BoolVar(&show, "print", false, "print the effective configuration")
 	return cmd
+}
+
+// counted is a number of things: no rules, 1 rule, 2 rules.
+func counted(n int, thing string) string {
+	switch n {
+	case 0:
+		return "no " + thing + "s"
+	case 1:
+		return "1 " + thing
+	default:
+		return fmt.Sprintf("%d %ss", n, thing)
+	}
 }

@@ -1,14 +1,21 @@
 package main
 
 import (
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/pelletier/go-toml/v2"
+
+	"watcher/watch"
 )
 
-// FuzzParseConfig: what is taken makes sense, and what is not is told with a word why.
+var toldFault = regexp.MustCompile(`^watcher\.toml:([0-9]+):([0-9]+): .+: .*$`)
+
+// FuzzParseConfig: what is taken makes sense and means the same when it is printed and read again, and what is not is told
+// with the places of all faults, in order. What the library takes for TOML, so do we.
 func FuzzParseConfig(f *testing.F) {
 	for _, text := range []string{
 		"",
@@ -28,36 +35,87 @@ func FuzzParseConfig(f *testing.F) {
 		"[docker]\n[docker]\n",
 		"retry.attempts = 3\n",
 		"scan = 3\n",
+		"rule = [{name = \"a\", match = {image = \"x\"}, owner = {none = true}, max-age = \"1h\"}, [[], {}]]\n",
+		"[[rule.match]]\n[rule.match.x]\n[[rule]]\n",
+		everything,
 	} {
 		f.Add([]byte(text))
 	}
+	for _, c := range configCases(f, "testdata/config/faults.txt") {
+		f.Add([]byte(c.text))
+	}
+	for _, name := range presetNames() {
+		p, err := loadPreset(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add([]byte(p.text))
+	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := parseConfig("watcher.toml", text)
+		isTOML := toml.Unmarshal(text, &map[string]any{}) == nil
 		if err != nil {
 			if c != nil {
 				t.Fatalf("%q is refused, and yet it is %+v", text, c)
 			}
-			if !strings.HasPrefix(err.Error(), "watcher.toml:") {
-				t.Fatalf("%q is refused without its name: %v", text, err)
-			}
+			checkFaults(t, text, err.Error(), isTOML)
 			return
 		}
-		pol := c.policy()
-		interval, err := c.Scan.Interval.MarshalText()
-		if every, parseErr := time.ParseDuration(string(interval)); err != nil || parseErr != nil || every <= 0 {
-			t.Fatalf("%q is taken as a scan every %s", text, interval)
+		if !isTOML {
+			t.Fatalf("%q is taken, and is no TOML", text)
 		}
+		pol := c.policy()
 		switch {
+		case c.Scan.Interval <= 0:
+			t.Fatalf("%q is taken as a scan every %s", text, c.Scan.Interval)
 		case pol.Attempts < 1, pol.Alarm < 1, pol.Burst < 0, pol.Base <= 0, pol.Cap < pol.Base, pol.Grace <= 0:
 			t.Fatalf("%q is taken as %+v", text, c)
 		}
-		written, err := toml.Marshal(c)
-		if err != nil {
-			t.Fatalf("%q is taken, and cannot be written: %v", text, err)
+		names := map[string]bool{}
+		for _, rule := range c.effective() {
+			m, o := rule.Match, rule.Owner
+			switch {
+			case rule.Name == "", rule.Name == watch.RuleLabels, names[rule.Name], rule.Kind != watch.Container,
+				len(m.Labels) == 0 && !m.Image.Given() && !m.Name.Given(),
+				o == watch.Evidence{}, o.None && o != watch.Evidence{None: true},
+				o.None && len(rule.States) == 0 && rule.MaxAge == 0 && rule.ExpiresLabel == "",
+				rule.MaxAge < 0, rule.StopTimeout < 0, rule.Alarm < 0:
+				t.Fatalf("%q is taken as the rule %+v", text, rule)
+			}
+			names[rule.Name] = true
 		}
-		again, err := parseConfig("watcher.toml", written)
-		if err != nil || *again != *c {
-			t.Fatalf("%q is taken as %+v, written as %q and taken as %+v (%v)", text, c, written, again, err)
+		again, err := parseConfig("watcher.toml", []byte(c.print()))
+		if err != nil {
+			t.Fatalf("%q is taken, printed as\n%s\nand refused: %v", text, c.print(), err)
+		}
+		if diff := cmp.Diff(meaning(c), meaning(again), samePattern); diff != "" {
+			t.Fatalf("%q is taken, printed as\n%s\nand taken as something else (-first +then):\n%s", text, c.print(), diff)
 		}
 	})
+}
+
+func checkFaults(t *testing.T, text []byte, told string, isTOML bool) {
+	t.Helper()
+	lines := strings.Split(string(text), "\n")
+	lastRow, lastColumn := 0, 0
+	for line := range strings.SplitSeq(told, "\n") {
+		m := toldFault.FindStringSubmatch(line)
+		if m == nil {
+			t.Fatalf("%q: a fault without a place: %s", text, line)
+		}
+		row, _ := strconv.Atoi(m[1])
+		column, _ := strconv.Atoi(m[2])
+		if row < 1 || row > len(lines) || column < 1 || column > len(lines[row-1])+1 {
+			t.Fatalf("%q: a fault at a place that is none: %s", text, line)
+		}
+		if row < lastRow || row == lastRow && column < lastColumn {
+			t.Fatalf("%q: faults out of order:\n%s", text, told)
+		}
+		lastRow, lastColumn = row, column
+		for _, structural := range []string{": given already in line ", ": not a table that can be added to: "} {
+			if isTOML && strings.Contains(line, structural) {
+				t.Fatalf("%q is TOML, and it is told: %s", text, line)
+			}
+		}
+	}
 }

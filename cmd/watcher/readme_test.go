@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -85,22 +86,38 @@ func TestReadmeNamesWhatThereIs(t *testing.T) {
 	}
 }
 
-// The configuration in the README is the default one, with every key that there is.
+// The configuration in the README is the default one. It has every key that there is, together with the table of those of
+// a rule, and the examples of rules are without fault.
 func TestReadmeConfiguration(t *testing.T) {
-	text := readReadme(t).block(t, "toml")
-	c, err := parseConfig("", []byte(text))
+	doc := readReadme(t)
+	text := doc.block(t, "toml")
+	c, err := parseConfig("README.md", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := defaults(); *c != *want {
-		t.Errorf("the README has %+v, and the defaults are %+v", c, want)
-	}
-	all, err := toml.Marshal(defaults())
-	if err != nil {
-		t.Fatal(err)
+	if diff := cmp.Diff(meaning(defaults()), meaning(c), samePattern); diff != "" {
+		t.Errorf("the README has not the defaults (-defaults +README):\n%s", diff)
 	}
 	// What has no default of its own is commented out.
-	wantSame(t, "keys", keysOf(t, regexp.MustCompile(`(?m)^# `).ReplaceAllString(text, "")), keysOf(t, string(all)))
+	keys := append(keysOf(t, regexp.MustCompile(`(?m)^# `).ReplaceAllString(text, "")), "rule")
+	for _, key := range doc.column(t, "key of a rule", 0) {
+		keys = append(keys, strings.Split(key, ".")...)
+	}
+	wantSame(t, "keys", keys, append(fieldsIn(t, "config_read.go"), fieldsIn(t, "config_rule.go")...))
+	wantSame(t, "presets", doc.column(t, "preset", 0), presetNames())
+	examples := 0
+	for _, b := range doc.blocks {
+		if b.info != "toml rule" {
+			continue
+		}
+		examples++
+		if _, err := parseConfig("README.md", []byte(b.text)); err != nil {
+			t.Errorf("the example\n%s\n%v", b.text, err)
+		}
+	}
+	if examples == 0 {
+		t.Error("no example of a rule")
+	}
 }
 
 // The JSON in the README is, to the letter, what the program makes of what it says.
@@ -371,19 +388,45 @@ func flagsOf(cmd *cobra.Command) []string {
 	return names
 }
 
-// keysOf returns the keys of a configuration as section.key.
+// keysOf returns the keys of a configuration, those of its sections as well.
 func keysOf(t *testing.T, text string) []string {
 	t.Helper()
-	var sections map[string]map[string]any
-	if err := toml.Unmarshal([]byte(text), &sections); err != nil {
+	var all map[string]any
+	if err := toml.Unmarshal([]byte(text), &all); err != nil {
 		t.Fatal(err)
 	}
 	var keys []string
-	for section, values := range sections {
-		for key := range values {
-			keys = append(keys, section+"."+key)
+	for key, value := range all {
+		keys = append(keys, key)
+		if section, ok := value.(map[string]any); ok {
+			keys = slices.AppendSeq(keys, maps.Keys(section))
 		}
 	}
+	return keys
+}
+
+// fieldsIn returns the keys that the code of a file takes, at whatever depth.
+func fieldsIn(t *testing.T, file string) []string {
+	t.Helper()
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys []string
+	ast.Inspect(parsed, func(n ast.Node) bool {
+		literal, ok := n.(*ast.CompositeLit)
+		if !ok {
+			return true
+		}
+		if id, ok := literal.Type.(*ast.Ident); ok && id.Name == "fields" {
+			for _, element := range literal.Elts {
+				if key, ok := evaluate(element.(*ast.KeyValueExpr).Key, nil); ok {
+					keys = append(keys, key)
+				}
+			}
+		}
+		return true
+	})
 	return keys
 }
 

@@ -16,6 +16,7 @@ import (
 // options are the flags that every command has.
 type options struct {
 	config     string
+	presets    []string
 	dockerHost string
 	stateDir   string
 	logFormat  string
@@ -51,6 +52,7 @@ func newRootCommand() *cobra.Command {
 
 	flags := root.PersistentFlags()
 	flags.StringVar(&o.config, "config", "", "configuration `FILE` (default "+defaultConfig+" where it exists)")
+	flags.StringArrayVar(&o.presets, "preset", nil, "rules of a preset, by its `NAME`; may be given several times")
 	flags.StringVar(&o.dockerHost, "docker-host", "", "`URL` of the engine (default DOCKER_HOST, then the usual socket)")
 	flags.StringVar(&o.stateDir, "state-dir", "", "`DIR` for what must survive a restart (default STATE_DIRECTORY, then "+defaultStateDir+")")
 	flags.StringVar(&o.logFormat, "log-format", journal.Auto, "`FORMAT`: auto, text, json or journal")
@@ -127,7 +129,7 @@ func (f *oneOf) Set(s string) error {
 
 // load reads the configuration and puts what the command line says above it.
 func (o *options) load() (*config, error) {
-	c, err := loadConfig(o.config)
+	c, err := loadConfig(o.config, o.presets)
 	if err != nil {
 		return nil, err
 	}

@@ -92,11 +92,13 @@ type fate struct {
 	Gone      bool
 	ExitedAt  time.Time
 	Detail    bool // whether there is one
+	Look      bool
+	Reason    string
 }
 
 func fateOf(e *watch.Entry) fate {
 	o := e.Owner()
-	return fate{o.Life, o.Process.Start, o.Container, o.Replaced, o.Gone, o.ExitedAt, o.Detail != ""}
+	return fate{o.Life, o.Process.Start, o.Container, o.Replaced, o.Gone, o.ExitedAt, o.Detail != "", o.Look, o.Reason}
 }
 
 type story struct {

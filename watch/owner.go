@@ -376,6 +376,10 @@ func (o *Owner) learnProgram(s Sandbox, first time.Time, p *program) {
 			oldest = m
 		}
 	}
+	if s.Created.After(first) {
+		// The list that it was first in was asked for before it was made, and so may a look have been that lacks its owner.
+		first = s.Created
+	}
 	o.Look = false
 	switch {
 	case oldest.Process.PID != 0:

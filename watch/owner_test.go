@@ -75,6 +75,11 @@ func TestProgramsAsOwners(t *testing.T) {
 		{"R1: none was counted before the sandbox was seen", s, []watch.Event{counted(0.9)}, unlooked},
 		{"R1: none was counted at the moment in which the sandbox was seen", s, []watch.Event{counted(1)}, unlooked},
 		{
+			"R1: none was counted, by a look that began before the sandbox was made", sandbox("a", owned(agentd), createdAt(at(1.1))),
+			[]watch.Event{counted(1.05)},
+			unlooked,
+		},
+		{
 			"none was counted, by a look that began after the sandbox was made", sandbox("a", owned(agentd), createdAt(at(1.1))),
 			[]watch.Event{counted(1.2)},
 			fate{Life: watch.Exited},

@@ -326,7 +326,11 @@ type program struct {
 
 func (p *program) see(ev ProgramSeen) {
 	process := ev.Member.Process
-	if known, ok := p.members[process]; ok && known.Life == Exited {
+	known, ok := p.members[process]
+	if !ok && ev.Member.Life != Exited && ev.At.Before(p.listed) {
+		return // a later look has not found it (W4)
+	}
+	if ok && known.Life == Exited {
 		if ev.Member.Life == Exited && ev.Member.At.Before(known.At) {
 			p.members[process] = ev.Member // the earlier witness of a death is nearer the truth
 		}

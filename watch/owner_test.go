@@ -176,6 +176,16 @@ func TestProgramsAsOwners(t *testing.T) {
 			[]watch.Event{counted(6, older), died(7, older), counted(6, older)},
 			fate{Life: watch.Exited, Start: ticks(-60), ExitedAt: at(7)},
 		},
+		{
+			"W4: it is not counted any more, and then an older look at it is told", s,
+			[]watch.Event{counted(2, older), counted(9), appeared(8, older)},
+			fate{Life: watch.Exited, Start: ticks(-60)},
+		},
+		{
+			"W4: its death was counted, and then an older look at it is told", s,
+			[]watch.Event{counted(2, older), died(5, older), counted(9), appeared(4, older)},
+			fate{Life: watch.Exited, Start: ticks(-60), ExitedAt: at(5)},
+		},
 
 		{"R1: what an older one runs cannot be read", s, []watch.Event{counted(2, vague(100, -60))}, unclear},
 		{"R1: what an older one runs cannot be read, and another is dead", s, []watch.Event{counted(2, older, vague(103, -70)), died(3, older)}, fate{Start: ticks(-60), Detail: true}},

@@ -336,6 +336,9 @@ func (p *program) see(ev ProgramSeen) {
 		}
 		return
 	}
+	if ok {
+		ev.Member.Born = known.Born // that moves with the wall clock, and nobody is born again
+	}
 	p.members[process] = ev.Member
 	p.seen[process] = ev.At
 }

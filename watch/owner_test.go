@@ -280,6 +280,16 @@ func TestW3OnlyWhoIsOlderThanASandboxMayOwnItByItsProgram(t *testing.T) {
 			fate{Life: watch.Exited, Start: ticks(-60), ExitedAt: at(3)},
 		},
 		{
+			"R1: the wall clock was set forward after a look: nobody's birth moves", sandbox("a", owned(agentd), noInit),
+			[]watch.Event{counted(2, agent(100, -60)), counted(3, stepped(agent(100, -60), 3600))},
+			fate{Life: watch.Alive, Start: ticks(-60)},
+		},
+		{
+			"R1: the wall clock was set forward between two looks that cannot read it: nobody's birth moves", sandbox("a", owned(agentd), noInit),
+			[]watch.Event{counted(2, vague(100, -60)), counted(3, stepped(vague(100, -60), 3600))},
+			unclear,
+		},
+		{
 			"W1: for a sandbox of unknown age nobody is too young", sandbox("a", owned(agentd), noInit, createdAt(time.Time{})),
 			[]watch.Event{counted(2, agent(100, 1))},
 			unclear,

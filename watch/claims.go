@@ -175,10 +175,10 @@ func (p *Picture) applyClientsSeen(ev ClientsSeen) {
 	}
 	for i := range e.Owners {
 		o := &e.Owners[i]
-		if o.Claim.Kind != ClientClaim {
+		if o.Claim.Kind != ClientClaim || len(o.Clients) > 0 && (len(ev.Clients) == 0 || ev.At.Before(o.Asked)) {
 			continue
 		}
-		o.Detail = ev.Detail
+		o.Asked, o.Detail = ev.At, ev.Detail
 		if !sameClients(o.Clients, ev.Clients) {
 			o.Clients = ev.Clients
 			lives := map[Process]ending{}

@@ -13,7 +13,7 @@ type Owner struct {
 	Process   Process   // the incarnation that it is bound to; of a program or client, the one that speaks for all
 	Container string    // the full ID that a container claim is bound to
 	Clients   []Client  // of a client claim: one of them started the sandbox
-	Asked     time.Time // of a container or socket: what was asked before then is stale
+	Asked     time.Time // of a container, client or socket: what was asked before then is stale
 	Replaced  bool      // exited, because its PID belongs to a later process
 	Gone      bool      // of a container: not only exited but removed
 	Restarts  bool      // of a container: its engine restarts it

@@ -454,6 +454,17 @@ func TestClientsAsOwners(t *testing.T) {
 			[]watch.Event{started(3, alone), dockerDies, started(6, alone, second)},
 			fate{Start: ticks(-1), ExitedAt: at(5), Detail: true},
 		},
+		{"later nobody can tell any more: it lives", s, []watch.Event{started(2, alone), dockerLives, none}, lives},
+		{
+			"later nobody can tell any more: it is dead", s,
+			[]watch.Event{started(2, alone), dockerDies, none},
+			fate{Life: watch.Exited, Start: ticks(-1), ExitedAt: at(5)},
+		},
+		{
+			"W4: what was said before comes after what is said now", s,
+			[]watch.Event{started(5, alone, second), otherLives, dockerDies, started(3, alone)},
+			fate{Life: watch.Alive, Start: ticks(-2)},
+		},
 		{"another's clients are another's", s, []watch.Event{watch.ClientsSeen{ID: id("b"), Clients: []watch.Client{alone}, At: at(3)}, dockerDies}, fate{}},
 	})
 }

@@ -60,6 +60,10 @@ func (p *Picture) file(e *Entry, s Sandbox, asked time.Time) {
 			p.fileUnder(e, pidKey(process.PID))
 		}
 		switch o.Claim.Kind {
+		case SocketClaim:
+			if o.Process.PID != 0 {
+				p.fileUnder(e, pidKey(o.Process.PID))
+			}
 		case ProgramClaim:
 			p.count = true
 			o.learnProgram(s, e.First, p.program(o.Claim.Program))

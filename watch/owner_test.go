@@ -549,6 +549,27 @@ func TestSocketsOfOwners(t *testing.T) {
 	})
 }
 
+func TestWhoListensIsHeldAlsoUnderAnotherRule(t *testing.T) {
+	p := watch.NewPicture(thisBoot)
+	p.Apply(seen(1, sandbox("a", owned(socket))))
+	p.Apply(heard(2, proc(100, -60), watch.Alive))
+	if hold, _ := p.TakeClaims(); !slices.Contains(hold, 100) {
+		t.Errorf("asks to hold %v", hold)
+	}
+	p.Apply(seen(3, sandbox("a", owned(socket), func(s *watch.Sandbox) { s.Terms.Rule = "renamed" })))
+	if _, release := p.TakeClaims(); len(release) > 0 {
+		t.Errorf("asks to release %v", release)
+	}
+	p.Apply(exited(100, ticks(-60), 4))
+	if got := p.Entry(id("a")).Owner(); got.Life != watch.Unknown || !got.Look {
+		t.Errorf("who listened is dead, and the owner is %+v", got)
+	}
+	p.Apply(gone(5, "a"))
+	if _, release := p.TakeClaims(); !slices.Equal(release, []int{100}) {
+		t.Errorf("asks to release %v", release)
+	}
+}
+
 // Groups.
 
 func volume(name, group string) watch.Sandbox {

@@ -887,3 +887,24 @@ func TestWhatIsNotWatchedAnyMore(t *testing.T) {
 		})
 	}
 }
+
+func TestW7ADropLastsThoughNobodyWatches(t *testing.T) {
+	p := watch.NewPicture(thisBoot)
+	p.Apply(seen(1, sandbox("a", owner("100"))))
+	p.Apply(watch.CaseDropped{ID: id("a")})
+	for _, step := range []struct {
+		event watch.Event
+		want  bool
+	}{
+		{unwatched(2, "a"), true},
+		{unwatched(3, "a", "b"), true},
+		{listed(4, sandbox("a", owner("100"))), true},
+		{unwatched(5, "a"), true},
+		{unwatched(6, "b"), false},
+	} {
+		p.Apply(step.event)
+		if got := p.Dropped(id("a")); got != step.want {
+			t.Fatalf("%+v: dropped: %v", step.event, got)
+		}
+	}
+}

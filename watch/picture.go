@@ -247,7 +247,9 @@ func (p *Picture) applyListed(ev Listed) (forgotten []*Entry) {
 		unseen := !g.reaped.IsZero() && (!p.listed[Volume].After(g.reaped) || !p.listed[Network].After(g.reaped))
 		return len(g.containers) == 0 && len(p.claimants[groupKey(name)]) == 0 && !unseen
 	})
-	maps.DeleteFunc(p.dropped, func(id ID, _ struct{}) bool { return id.Kind == ev.Kind && !listed[id] && p.sandboxes[id] == nil })
+	maps.DeleteFunc(p.dropped, func(id ID, _ struct{}) bool {
+		return id.Kind == ev.Kind && !listed[id] && p.sandboxes[id] == nil && !slices.Contains(ev.Unwatched, id)
+	})
 	maps.DeleteFunc(p.gone, func(id ID, at time.Time) bool { return id.Kind == ev.Kind && at.Before(ev.Asked) })
 	return forgotten
 }

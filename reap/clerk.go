@@ -191,9 +191,13 @@ func (c Case) resumed() watch.CaseResumed {
 
 // newCase is the case of a reap that begins with the given step.
 func newCase(e *watch.Entry, step Step, now time.Time) *Case {
+	owner := e.Owner()
+	if o := ownerContainer(e); o != nil {
+		owner = o // only this one can come back
+	}
 	c := &Case{
 		Kind: e.ID.Kind, ID: e.ID.Name, Name: e.Name, Image: e.Image, Created: e.Created,
-		Rule: e.Terms.Rule, Group: e.Terms.Group, Reason: step.Reason, Owner: e.Owner().Claim.String(), Begun: now,
+		Rule: e.Terms.Rule, Group: e.Terms.Group, Reason: step.Reason, Owner: owner.Claim.String(), Begun: now,
 	}
 	if step.Do < watch.Record {
 		c.Steps = append(c.Steps, CaseStep{Step: watch.Kill.String()})

@@ -132,7 +132,7 @@ func (pol Policy) nextStep(p *watch.Picture, e *watch.Entry) (do watch.Step, at 
 		// An attempt that is sure to fail is no attempt. The return of the system makes the removal due.
 		return watch.NoStep, time.Time{}
 	}
-	if o := ownerContainer(e); do == watch.Remove && Reason(e.Progress.Reason) == OwnerContainerGone && o != nil && o.Life == watch.Unknown {
+	if o := ownerContainer(e); do == watch.Remove && restsOnOwner(e) && o != nil && o.Life == watch.Unknown {
 		// It was taken up from the docket, and the owner may run again since (R1). The look at it makes the removal due.
 		return watch.NoStep, time.Time{}
 	}

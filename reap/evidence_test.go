@@ -395,3 +395,54 @@ func TestR7TheBrakeOnPrograms(t *testing.T) {
 		})
 	}
 }
+
+// An owner container may run again whatever else died with it, and whoever died last.
+func TestR1AnOwnerContainerThatRunsAgainKeepsWhateverElseIsDead(t *testing.T) {
+	s := ruled(ownedBy(aBoss, aProgram))
+	pol := reap.DefaultPolicy()
+	p := picture(s, ours, here, cLives, countAt(1, agentd), down(12*time.Second), agentdDies(20*time.Second))
+	plan := pol.Decide(p, at(21*time.Second))
+	if len(plan.Steps) != 1 || plan.Steps[0].Reason != reap.NoPossibleOwner {
+		t.Fatalf("steps %+v", plan.Steps)
+	}
+	p.Apply(begun(watch.Kill, reap.NoPossibleOwner, 21*time.Second))
+	p.Apply(ended(watch.Kill, 21*time.Second, nil))
+	p.Apply(up(22 * time.Second))
+	plan = pol.Decide(p, at(23*time.Second))
+	if len(plan.Steps) > 0 || !slices.Equal(plan.Abandoned, []watch.ID{id("a")}) {
+		t.Errorf("it runs again: %+v", plan)
+	}
+}
+
+func TestR1ACaseOnRecordWaitsForItsOwnerContainerWhateverElseIsDead(t *testing.T) {
+	pol := reap.DefaultPolicy()
+	p := watch.NewPicture(thisBoot)
+	p.Apply(watch.CaseResumed{Sandbox: labelled("a", labels{"owner": "container:boss"}), Reason: string(reap.NoPossibleOwner), Begun: at(0)})
+	p.Apply(here)
+	if plan := pol.Decide(p, at(time.Hour)); len(plan.Steps) > 0 {
+		t.Fatalf("before any look at its owner: %+v", plan.Steps)
+	}
+	gone := cGone
+	gone.Named, gone.Container = true, ""
+	p.Apply(gone)
+	if plan := pol.Decide(p, at(time.Hour)); len(plan.Steps) != 1 || plan.Steps[0].Do != watch.Remove {
+		t.Fatalf("after it: %+v", plan.Steps)
+	}
+}
+
+// Of several owners the record has the one that may come back.
+func TestR8TheRecordHasTheOwnerContainer(t *testing.T) {
+	docket := newState(t)
+	onStand(t, docket.with(removing(busy)), func(s *stand) {
+		s.run(born("a", nil, stopped, ownedBy(aPID, aBoss), func(s *watch.Sandbox) { s.Terms.Rule = "rule" }))
+		s.owners.live(100)
+		s.inbox.Post(watch.ContainerSeen{Ref: "boss", Named: true, Life: watch.Exited, Asked: time.Now()})
+		s.pass(time.Minute)
+		s.owners.die(100)
+		s.list()
+		s.pass(time.Minute)
+		if got, _ := docket.loaded(); got["a"].Owner != "container:boss" || got["a"].Rule != "rule" {
+			t.Errorf("on record: %+v", got["a"])
+		}
+	})
+}

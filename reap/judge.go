@@ -101,14 +101,22 @@ func (pol Policy) Judge(p *watch.Picture, e *watch.Entry, now time.Time) Judgeme
 	return j
 }
 
-// revived reports whether the owner whose exit condemned a sandbox runs again. Only a container can. The sandbox's code
-// was stopped, but its owner may start it again and must then not lose it (R1).
+// revived reports whether an owner whose exit condemned a sandbox, alone or with others, runs again. Only a container can.
+// The sandbox's code was stopped, but its owner may start it again and must then not lose it (R1).
 func revived(e *watch.Entry) bool {
-	if Reason(e.Progress.Reason) != OwnerContainerGone || e.Progress.InFlight {
+	o := ownerContainer(e)
+	return o != nil && o.Life == watch.Alive && restsOnOwner(e) && !e.Progress.InFlight
+}
+
+// restsOnOwner reports whether a reap that was begun rests on the death of the sandbox's owners. The reason is that of the
+// last to die.
+func restsOnOwner(e *watch.Entry) bool {
+	switch Reason(e.Progress.Reason) {
+	case OwnerExited, OwnerReplaced, Rebooted, OwnerContainerGone, NoPossibleOwner:
+		return true
+	default:
 		return false
 	}
-	o := ownerContainer(e)
-	return o != nil && o.Life == watch.Alive
 }
 
 // ownerContainer returns the owner of e that is a container, if any is.

@@ -226,6 +226,7 @@ type engine struct {
 	// Hooks, set before the first sandbox is run; nil: it goes as it should.
 	refuse func(step watch.Step) error
 	remove func(ctx context.Context, name string) error
+	freed  []watch.Sandbox // not in use any more, as is told when a container is removed
 
 	mu        sync.Mutex
 	sandboxes map[watch.ID]watch.Sandbox
@@ -245,12 +246,16 @@ func (e *engine) start(s watch.Sandbox) {
 	}
 }
 
-func (e *engine) list() watch.Listed {
+func (e *engine) list() watch.Listed { return e.listOf(watch.Container) }
+
+func (e *engine) listOf(kind watch.Kind) watch.Listed {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	list := watch.Listed{Kind: watch.Container, Asked: time.Now()}
-	for _, s := range e.sandboxes {
-		list.Sandboxes = append(list.Sandboxes, s)
+	list := watch.Listed{Kind: kind, Asked: time.Now()}
+	for id, s := range e.sandboxes {
+		if id.Kind == kind {
+			list.Sandboxes = append(list.Sandboxes, s)
+		}
 	}
 	return list
 }
@@ -329,6 +334,12 @@ func (e *engine) Remove(ctx context.Context, id watch.ID) error {
 	delete(e.under, id)
 	if err == nil {
 		delete(e.sandboxes, id)
+	}
+	if err == nil && id.Kind == watch.Container {
+		for _, s := range e.freed {
+			s.InUse = false
+			e.inbox.Post(watch.SandboxSeen{Sandbox: s, Asked: time.Now()})
+		}
 	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"watcher/watch"
@@ -83,6 +84,38 @@ func (l *Loop) finish(id watch.ID) {
 		err := l.Docket.Close(id)
 		l.boundary(BoundaryClosed)
 		return watch.RecordKept{ID: id, Err: err}
+	})
+}
+
+// An ending is a reap that has ended, with a record that is to go.
+type ending struct {
+	id    watch.ID
+	group string // of a container: what belongs to it goes too
+	since time.Time
+}
+
+func newEnding(e *watch.Entry, since time.Time) ending {
+	end := ending{id: e.ID, since: since}
+	if e.ID.Kind == watch.Container {
+		end.group = e.Terms.Group
+	}
+	return end
+}
+
+// owes reports whether something that belongs to the group of what has ended may have to go too and has no record of its
+// own: until then that of the container is all that a crash would leave of its ground.
+func (l *Loop) owes(end ending) bool {
+	if end.group == "" {
+		return false
+	}
+	for _, kind := range []watch.Kind{watch.Volume, watch.Network} {
+		if l.Platforms[kind] != nil && !l.Picture.Listed(kind).After(end.since) {
+			return true // it may not have been seen yet
+		}
+	}
+	return slices.ContainsFunc(l.Picture.Belonging(end.group), func(id watch.ID) bool {
+		j := l.verdicts[id]
+		return l.open[id] == nil && (j.Verdict != Keep || j.Reason == InUse)
 	})
 }
 

@@ -131,6 +131,8 @@ func TestR8AGroupOutlivesACrash(t *testing.T) {
 		late  bool // and of the network nothing is known before the second scan
 	}{
 		"told at once": {freed: true},
+		"told later":   {},
+		"listed later": {late: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			docket := newState(t)

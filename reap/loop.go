@@ -82,10 +82,10 @@ type Loop struct {
 	open      map[watch.ID]*Case     // reaps begun
 	dropped   map[watch.ID]struct{}  // given up by an operator
 	desk      *mailbox[func() watch.Event]
-	filing    int        // changes to the docket under way
-	ending    []watch.ID // reaps that have ended, with a record that is to go
-	queue     []Step     // removals that wait for a worker
-	running   int        // removals under way
+	filing    int      // changes to the docket under way
+	ending    []ending // reaps that have ended, with a record that is to go
+	queue     []Step   // removals that wait for a worker
+	running   int      // removals under way
 	status    Status
 	lost      map[string]bool // sources that have lost events and not come back
 	unshared  map[watch.Kind]bool
@@ -256,8 +256,12 @@ func (l *Loop) fold(ev watch.Event) {
 // apply folds ev and closes the reaps of what it made the picture forget.
 func (l *Loop) apply(ev watch.Event) {
 	at := time.Now()
-	if gone, ok := ev.(watch.SandboxGone); ok {
-		at = gone.At
+	since := at
+	switch ev := ev.(type) {
+	case watch.SandboxGone:
+		at, since = ev.At, ev.At
+	case watch.Listed:
+		since = ev.Asked
 	}
 	for _, e := range l.Picture.Apply(ev) {
 		delete(l.verdicts, e.ID)
@@ -267,9 +271,8 @@ func (l *Loop) apply(ev watch.Event) {
 		if l.open[e.ID] == nil {
 			continue
 		}
-		// Its record goes when what belongs to its group has one.
 		delete(l.open, e.ID)
-		l.ending = append(l.ending, e.ID)
+		l.ending = append(l.ending, newEnding(e, since))
 		l.status.Reaped++
 		l.tellReaped(e, at)
 		l.report(e, nil)
@@ -376,10 +379,13 @@ func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
 	for _, ev := range ended {
 		l.fold(ev)
 	}
-	for _, id := range l.ending {
-		l.finish(id)
-	}
-	l.ending = nil
+	l.ending = slices.DeleteFunc(l.ending, func(end ending) bool {
+		if l.owes(end) {
+			return false
+		}
+		l.finish(end.id)
+		return true
+	})
 	l.dispatch(ctx)
 }
 

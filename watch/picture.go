@@ -115,6 +115,11 @@ func (p *Picture) Settle(id ID, next time.Time) { p.agenda.settle(id, next) }
 // Rules returns how many sandboxes of each rule there are.
 func (p *Picture) Rules() map[string]int { return maps.Clone(p.rules) }
 
+// Belonging returns what belongs to a group and is no container of it.
+func (p *Picture) Belonging(group string) []ID {
+	return slices.Collect(maps.Keys(p.claimants[groupKey(group)]))
+}
+
 // Counted is when the latest complete look for the processes of a program was asked for.
 func (p *Picture) Counted(name string) time.Time {
 	if known := p.programs[name]; known != nil {

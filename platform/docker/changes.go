@@ -1,26 +1,39 @@
 package docker
 
-import "sync"
+import (
+	"sync"
 
-// changes are the containers to look at again. The engine forgets events that a subscriber does not take within 100 ms,
-// so they are taken at once and kept here; many about one container are one.
+	"watcher/watch"
+)
+
+// A change is something to look at again: a container by its ID, a volume by its name, a network by its ID.
+type change struct {
+	kind watch.Kind
+	name string
+}
+
+// whoUses stands for who uses which volumes and networks.
+var whoUses = change{}
+
+// changes are what is to be looked at again. The engine forgets events that a subscriber does not take within 100 ms, so
+// they are taken at once and kept here; many about one thing are one.
 type changes struct {
 	ready chan struct{}
 
 	mu  sync.Mutex
-	ids []string
-	in  map[string]bool
+	all []change
+	in  map[change]bool
 }
 
 func newChanges() *changes {
-	return &changes{ready: make(chan struct{}, 1), in: map[string]bool{}}
+	return &changes{ready: make(chan struct{}, 1), in: map[change]bool{}}
 }
 
-func (c *changes) add(id string) {
+func (c *changes) add(what change) {
 	c.mu.Lock()
-	if !c.in[id] {
-		c.in[id] = true
-		c.ids = append(c.ids, id)
+	if !c.in[what] {
+		c.in[what] = true
+		c.all = append(c.all, what)
 	}
 	c.mu.Unlock()
 	select {
@@ -30,10 +43,10 @@ func (c *changes) add(id string) {
 }
 
 // take returns them in the order in which they first changed.
-func (c *changes) take() []string {
+func (c *changes) take() []change {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	ids := c.ids
-	c.ids, c.in = nil, map[string]bool{}
-	return ids
+	all := c.all
+	c.all, c.in = nil, map[change]bool{}
+	return all
 }

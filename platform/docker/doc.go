@@ -1,9 +1,11 @@
-// Package docker knows the containers of a Docker-compatible engine: it lists them, tells what happens to them, stops
-// them and removes them. It is the only package that knows the engine's API.
+// Package docker knows the containers of a Docker-compatible engine, and the volumes and networks that belong to them: it
+// lists them, tells what happens to them, stops them and removes them. It is the only package that knows the engine's
+// API.
 //
 // Invariants:
 //
-//	D1  A container is named by its full ID in every call.
+//	D1  A container or network is named by its full ID in every call. A volume has but a name, which may be another's by
+//	    now: when it was made, and its labels, are looked at again right before it is removed.
 //	D2  A list is whole or an error. An inspect that fails says nothing about its container; only "not found" says that
 //	    it is gone.
 //	D3  Events only say which container to look at again. The look decides.
@@ -15,4 +17,5 @@
 //	    before, or only its own labels count. No rule behind decides instead.
 //	D8  What a container has at a path is looked for below what the host mounted there, and never through a symbolic
 //	    link that the container may have made.
+//	D9  A volume or network that any container refers to, running or not, is not removed.
 package docker

@@ -52,8 +52,9 @@ type Engine struct {
 	shared     bool           // the engine's PIDs are ours
 	containers map[string]*known
 	others     map[string]other
-	owners     map[string]map[string]bool // for each claimed container reference, the IDs it has stood for
-	busy       map[string]bool            // sockets that are being looked at
+	belongings map[watch.Kind]map[string]*belonging // volumes by name, networks by ID
+	owners     map[string]map[string]bool           // for each claimed container reference, the IDs it has stood for
+	busy       map[string]bool                      // sockets that are being looked at
 }
 
 // A known is what is remembered of a container that is watched, or once was, between looks.
@@ -85,6 +86,7 @@ func New(host string, proc *process.Host, post func(...watch.Event)) *Engine {
 		host: host, proc: proc, post: post,
 		containers: map[string]*known{},
 		others:     map[string]other{},
+		belongings: map[watch.Kind]map[string]*belonging{watch.Volume: {}, watch.Network: {}},
 		owners:     map[string]map[string]bool{},
 		busy:       map[string]bool{},
 	}
@@ -123,7 +125,10 @@ func (e *Engine) Run(ctx context.Context) error {
 		if time.Since(began) > settled {
 			wait.Reset()
 		}
-		e.post(watch.SourceLost{Source: Source, Kind: watch.Container, Err: err, At: time.Now()})
+		now := time.Now()
+		e.postEach(func(kind watch.Kind) watch.Event {
+			return watch.SourceLost{Source: Source, Kind: kind, Err: err, At: now}
+		})
 		e.pause(ctx, wait.NextBackOff())
 	}
 }
@@ -151,18 +156,22 @@ func (e *Engine) Session(ctx context.Context) error {
 	}
 	defer e.hangUp(cli)
 
-	namespace := e.namespace(ctx, cli)
+	namespaces := e.namespaces(ctx, cli)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	messages, errs := cli.Events(ctx, events.ListOptions{
-		Since:   fmt.Sprintf("%.9f", float64(time.Now().Add(-replay).UnixNano())/1e9),
-		Filters: filters.NewArgs(filters.Arg("type", string(events.ContainerEventType))),
+		Since: fmt.Sprintf("%.9f", float64(time.Now().Add(-replay).UnixNano())/1e9),
+		Filters: filters.NewArgs(
+			filters.Arg("type", string(events.ContainerEventType)),
+			filters.Arg("type", string(events.VolumeEventType)),
+			filters.Arg("type", string(events.NetworkEventType)),
+		),
 	})
 	changed := newChanges()
 	go e.follow(ctx, cli, changed)
 
 	// Another engine may serve the socket now: this comes before any list of its containers (D5).
-	e.post(namespace)
+	e.post(namespaces...)
 	e.mu.Lock()
 	e.cli = cli
 	e.mu.Unlock()
@@ -175,12 +184,13 @@ func (e *Engine) Session(ctx context.Context) error {
 		return fmt.Errorf("events of the engine at %s: %w", e.host, err)
 	default:
 	}
-	e.post(watch.SourceBack{Source: Source, Kind: watch.Container, At: time.Now()})
+	back := time.Now()
+	e.postEach(func(kind watch.Kind) watch.Event { return watch.SourceBack{Source: Source, Kind: kind, At: back} })
 	for {
 		select {
 		case msg := <-messages:
-			if e.concerns(msg) {
-				changed.add(msg.Actor.ID)
+			for _, change := range e.concerns(msg) {
+				changed.add(change)
 			}
 		case err := <-errs:
 			return fmt.Errorf("events of the engine at %s: %w", e.host, err)
@@ -250,17 +260,29 @@ func (e *Engine) socket() (path string, ok bool) {
 	return u.Path, true
 }
 
-// namespace finds out whether PIDs mean the same to the engine and to us (D5), and remembers it.
-func (e *Engine) namespace(ctx context.Context, cli *client.Client) watch.NamespaceSeen {
+// postEach posts an event about each kind of sandbox that the engine has.
+func (e *Engine) postEach(about func(watch.Kind) watch.Event) {
+	var all []watch.Event
+	for _, kind := range kinds {
+		all = append(all, about(kind))
+	}
+	e.post(all...)
+}
+
+// namespaces finds out whether PIDs mean the same to the engine and to us (D5), and remembers it.
+func (e *Engine) namespaces(ctx context.Context, cli *client.Client) (found []watch.Event) {
 	err := e.sameHost(ctx, cli)
 	e.mu.Lock()
 	e.shared = err == nil
 	e.mu.Unlock()
-	seen := watch.NamespaceSeen{Kind: watch.Container, Shared: err == nil}
-	if err != nil {
-		seen.Detail = err.Error()
+	for _, kind := range kinds {
+		seen := watch.NamespaceSeen{Kind: kind, Shared: err == nil}
+		if err != nil {
+			seen.Detail = err.Error()
+		}
+		found = append(found, seen)
 	}
-	return seen
+	return found
 }
 
 // sameHost returns nil only if the process that serves the socket is in our PID namespace, and the engine behind it runs

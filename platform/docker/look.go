@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -21,29 +22,54 @@ import (
 	"watcher/watch"
 )
 
-// concerns reports whether an event is reason to look at its container: it changed, and it is a sandbox or an owner.
-func (e *Engine) concerns(msg events.Message) bool {
-	switch msg.Action {
-	case events.ActionCreate, events.ActionStart, events.ActionRestart, events.ActionDie, events.ActionDestroy, events.ActionRemove,
-		events.ActionPause, events.ActionUnPause, events.ActionRename:
-	default:
-		return false
+// concerns says what an event is reason to look at again.
+func (e *Engine) concerns(msg events.Message) (changed []change) {
+	if msg.Type == events.VolumeEventType || msg.Type == events.NetworkEventType {
+		return e.concernsBelonging(msg)
 	}
+	switch msg.Action {
+	case events.ActionCreate, events.ActionDestroy, events.ActionRemove:
+		if e.hasBelongings() {
+			changed = append(changed, whoUses)
+		}
+	case events.ActionStart, events.ActionRestart, events.ActionDie, events.ActionPause, events.ActionUnPause, events.ActionRename:
+	default:
+		return nil
+	}
+	if e.concernsContainer(msg) {
+		changed = append(changed, change{watch.Container, msg.Actor.ID})
+	}
+	return changed
+}
+
+// concernsContainer reports whether the container that an event is about is a sandbox, or may be, or an owner.
+func (e *Engine) concernsContainer(msg events.Message) bool {
 	if e.rules.Load().mayMatch(msg) {
 		return true
 	}
 	id, name := msg.Actor.ID, msg.Actor.Attributes["name"]
 	e.mu.Lock()
+	known := e.containers[id] != nil
+	e.mu.Unlock()
+	return known || len(e.claimed(id, name)) > 0
+}
+
+// concernsBelonging is about volumes and networks. Their events do not carry labels, so each that is made is looked at.
+func (e *Engine) concernsBelonging(msg events.Message) []change {
+	c := change{watch.Network, msg.Actor.ID}
+	if msg.Type == events.VolumeEventType {
+		c = change{watch.Volume, cmp.Or(msg.Actor.ID, msg.Actor.Attributes["name"])} // Podman's have no ID
+	}
+	if c.name == "" || msg.Action != events.ActionCreate && !e.adapter(c.kind).knows(c.name) {
+		return nil
+	}
+	return []change{c}
+}
+
+func (e *Engine) hasBelongings() bool {
+	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.containers[id] != nil {
-		return true
-	}
-	for ref, ids := range e.owners {
-		if ids[id] || ref == name || strings.HasPrefix(id, ref) {
-			return true
-		}
-	}
-	return false
+	return len(e.belongings[watch.Volume])+len(e.belongings[watch.Network]) > 0
 }
 
 // follow looks at what changed, until ctx ends.
@@ -54,14 +80,20 @@ func (e *Engine) follow(ctx context.Context, cli *client.Client, changed *change
 			return
 		case <-changed.ready:
 		}
-		for _, id := range changed.take() {
-			found, err := e.look(ctx, cli, id)
+		var rest []change
+		for _, c := range changed.take() {
+			if c.kind != watch.Container {
+				rest = append(rest, c)
+				continue
+			}
+			found, err := e.look(ctx, cli, c.name)
 			if err != nil {
 				// It cannot be left out: the full scan that follows makes up for it.
-				found = []watch.Event{watch.LookFailed{ID: watch.ID{Kind: watch.Container, Name: id}, At: time.Now(), Err: err}}
+				found = []watch.Event{watch.LookFailed{ID: watch.ID{Kind: watch.Container, Name: c.name}, At: time.Now(), Err: err}}
 			}
 			e.post(found...)
 		}
+		e.belongingsChanged(ctx, cli, rest)
 	}
 }
 
@@ -442,7 +474,7 @@ func (e *Engine) List(ctx context.Context) ([]watch.Event, error) {
 	e.mu.Unlock()
 	if !shared {
 		// Perhaps the engine could merely not say where it runs when the session began.
-		found = append(found, e.namespace(ctx, cli))
+		found = append(found, e.namespaces(ctx, cli)...)
 	}
 	asked := time.Now()
 	all, err := cli.ContainerList(ctx, container.ListOptions{All: true})
@@ -511,6 +543,13 @@ func (e *Engine) pruneOwners() {
 	for _, c := range e.containers {
 		for _, ref := range references(c.terms) {
 			claimed[ref] = true
+		}
+	}
+	for _, kind := range e.belongings {
+		for _, b := range kind {
+			for _, ref := range references(b.terms) {
+				claimed[ref] = true
+			}
 		}
 	}
 	maps.DeleteFunc(e.owners, func(ref string, _ map[string]bool) bool { return !claimed[ref] })

@@ -86,20 +86,21 @@ func FuzzInCgroupOf(f *testing.F) {
 }
 
 func TestChanges(t *testing.T) {
+	a, b, d := change{watch.Container, "a"}, change{watch.Volume, "a"}, change{watch.Container, "d"}
 	c := newChanges()
 	if got := c.take(); len(got) != 0 {
 		t.Errorf("took %v of nothing", got)
 	}
-	for _, id := range []string{"b", "a", "b", "c", "a"} {
-		c.add(id) // never blocks
+	for _, what := range []change{b, a, b, d, whoUses, a, whoUses} {
+		c.add(what) // never blocks
 	}
 	<-c.ready
-	if got := c.take(); !slices.Equal(got, []string{"b", "a", "c"}) {
+	if got := c.take(); !slices.Equal(got, []change{b, a, d, whoUses}) {
 		t.Errorf("took %v", got)
 	}
-	c.add("b") // it has changed since it was taken
+	c.add(b) // it has changed since it was taken
 	<-c.ready
-	if got := c.take(); !slices.Equal(got, []string{"b"}) {
+	if got := c.take(); !slices.Equal(got, []change{b}) {
 		t.Errorf("took %v", got)
 	}
 	select {

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker/docker/client"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -234,17 +233,6 @@ func listed(t *testing.T, e *Engine) watch.Listed {
 	t.Fatalf("no list in %+v", events)
 	panic("unreachable")
 }
-
-// A helper works an engine from outside; [dockertest.Engine] is one.
-type helper interface {
-	Client() *client.Client
-	Run(tb testing.TB, opts dockertest.ContainerOptions) string
-	Exists(tb testing.TB, id string) bool
-	WaitStopped(tb testing.TB, id string)
-	WaitGone(tb testing.TB, id string)
-}
-
-var _ helper = (*dockertest.Engine)(nil)
 
 // owned is the least that makes a container a sandbox.
 func owned(more ...string) map[string]string {

@@ -66,13 +66,13 @@ func (e *Engine) bounded(p place, seen watch.SocketSeen, look func(watch.SocketS
 		return seen
 	}
 	result := make(chan watch.SocketSeen, 1)
-	go func() {
+	go func(seen watch.SocketSeen) {
 		found := look(seen)
 		e.mu.Lock()
 		delete(e.busy, at)
 		e.mu.Unlock()
 		result <- found
-	}()
+	}(seen)
 	timeout := time.NewTimer(socketPatience)
 	defer timeout.Stop()
 	select {

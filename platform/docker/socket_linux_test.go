@@ -20,10 +20,10 @@ import (
 )
 
 // withMounts makes a container with mounts on a shared engine, and starts it if asked.
-func withMounts(t *testing.T, h helper, image string, labels map[string]string, start bool, mounts ...mount.Mount) string {
+func withMounts(t *testing.T, h *dockertest.Engine, labels map[string]string, start bool, mounts ...mount.Mount) string {
 	t.Helper()
 	api, ctx := h.Client(), t.Context()
-	c, err := api.ContainerCreate(ctx, &container.Config{Image: image, Labels: labels}, &container.HostConfig{NetworkMode: "none", Mounts: mounts}, nil, nil, "")
+	c, err := api.ContainerCreate(ctx, &container.Config{Image: h.Image(t), Labels: labels}, &container.HostConfig{NetworkMode: "none", Mounts: mounts}, nil, nil, "")
 	must(t, err)
 	t.Cleanup(func() {
 		_ = api.ContainerRemove(context.WithoutCancel(ctx), c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
@@ -147,7 +147,7 @@ func TestSockets(t *testing.T) {
 				source, target = filepath.Join(dir, "proxy.sock"), socket
 				tt.dir(t, dir)
 			}
-			id := withMounts(t, private, private.Image(t), map[string]string{"clawbox.container_id": "x"}, false, bind(source, target))
+			id := withMounts(t, private, map[string]string{"clawbox.container_id": "x"}, false, bind(source, target))
 			if !tt.file {
 				tt.dir(t, dir)
 			}

@@ -1,0 +1,34 @@
+//go:build !linux
+
+package statedir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"watcher/watch"
+)
+
+// Leftovers are files and folders that owners of sandboxes leave in the file system, which this system is not asked for.
+type Leftovers struct{}
+
+var errUnsupported = fmt.Errorf("look for leftovers: %w", errors.ErrUnsupported)
+
+// NewLeftovers returns leftovers that cannot be looked for.
+func NewLeftovers() *Leftovers { return &Leftovers{} }
+
+// SetRules does nothing.
+func (*Leftovers) SetRules(*watch.Rules) {}
+
+// Kind is [watch.File].
+func (*Leftovers) Kind() watch.Kind { return watch.File }
+
+// List fails.
+func (*Leftovers) List(context.Context) ([]watch.Event, error) { return nil, errUnsupported }
+
+// Stop fails.
+func (*Leftovers) Stop(watch.ID, watch.Step) error { return errUnsupported }
+
+// Remove fails.
+func (*Leftovers) Remove(context.Context, watch.ID) error { return errUnsupported }

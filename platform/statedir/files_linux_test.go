@@ -157,6 +157,7 @@ func fastDir(t *testing.T) string {
 func mount(t *testing.T, source, dir, kind string, flags uintptr, data string) {
 	t.Helper()
 	needRoot(t)
+	dir = filepath.Clean(dir) // so that it can be unmounted even if a folder that it goes through is gone
 	if !exists(t, dir) {
 		must(t, os.MkdirAll(dir, 0o755))
 	}

@@ -32,6 +32,7 @@ type stand struct {
 // seen is what the loop has told so far.
 type seen struct {
 	rescans int
+	counts  int
 	reports []reap.Reported
 	passes  int
 	status  reap.Status
@@ -61,6 +62,7 @@ func onStand(t *testing.T, edit func(*reap.Config), test func(s *stand)) {
 			Platforms: map[watch.Kind]reap.Platform{watch.Container: s.engine},
 			Log:       slog.New(s.log), Workers: 4, Timeout: time.Minute,
 			Rescan:   func() { s.note(func(s *seen) { s.rescans++ }) },
+			Count:    func() { s.note(func(s *seen) { s.counts++ }) },
 			Reported: func(r reap.Reported) { s.note(func(s *seen) { s.reports = append(s.reports, r) }) },
 			Each:     func(status reap.Status) { s.note(func(s *seen) { s.passes++; s.status = status }) },
 		}

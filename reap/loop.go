@@ -295,6 +295,10 @@ func (l *Loop) stepEnded(ev watch.StepEnded) {
 	ours := e != nil && e.Progress.InFlight && e.Progress.Step == ev.Step
 	l.apply(ev)
 	switch {
+	case ours && errors.Is(ev.Err, watch.ErrInUse):
+		// No failure: its ground is gone until nobody uses it any more.
+		l.apply(watch.CaseAbandoned{ID: ev.ID})
+		l.finish(ev.ID)
 	case !ours: // of a reap that has ended before; its sandbox may have been seen again
 	case ev.Err == nil && ev.Step == watch.Remove:
 		l.apply(watch.SandboxGone{ID: ev.ID, At: ev.At})

@@ -1,6 +1,9 @@
 package watch
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // An Event is one fact about the world, with the time at which it was true. Events wake the reaper; what they say is
 // folded into the [Picture], and the picture decides.
@@ -177,7 +180,7 @@ type (
 		At     time.Time
 	}
 
-	// StepEnded is the result of a step.
+	// StepEnded is the result of a step. An error that wraps [ErrInUse] says that it must not be taken any more.
 	StepEnded struct {
 		ID   ID
 		Step Step
@@ -185,6 +188,9 @@ type (
 		At   time.Time
 	}
 )
+
+// ErrInUse says that something was not removed because it is in use, or may be.
+var ErrInUse = errors.New("in use")
 
 func (TimePassed) isEvent()    {}
 func (Listed) isEvent()        {}

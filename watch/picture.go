@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -331,6 +332,8 @@ func (p *Picture) applyStepEnded(ev StepEnded) {
 	pr.InFlight, pr.StepAt, pr.Err = false, ev.At, ev.Err
 	switch {
 	case ev.Err == nil:
+	case errors.Is(ev.Err, ErrInUse):
+		e.InUse = true // until it is seen again
 	case ev.Step == Remove:
 		pr.Attempts++
 	case ev.Step == Terminate, ev.Step == Kill:

@@ -68,7 +68,8 @@ type Sandbox struct {
 	Created time.Time
 	Terms   Terms
 
-	// InUse says of a volume or network that a container refers to it, which need not run.
+	// InUse says of a volume or network that a container refers to it, which need not run, and of a file that somebody may
+	// have it open.
 	InUse bool
 
 	// Existed is a time at which the sandbox is known to have existed, in clock ticks after boot: a process that started

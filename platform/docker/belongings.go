@@ -219,13 +219,13 @@ func (b *Belongings) removeWith(ctx context.Context, cli *client.Client, id watc
 	case !b.meant(id, it, users):
 		return nil
 	case len(users) > 0:
-		return fmt.Errorf("remove %s: container %.12s refers to it", id, users[0])
+		return fmt.Errorf("remove %s: %w: container %.12s refers to it", id, watch.ErrInUse, users[0])
 	}
 	switch err := b.remove(ctx, cli, slot); {
 	case err == nil, errdefs.IsNotFound(err):
 		return nil
 	case errdefs.IsConflict(err), errdefs.IsPermissionDenied(err):
-		return fmt.Errorf("remove %s: it is in use: %w", id, err)
+		return fmt.Errorf("remove %s: %w: %w", id, watch.ErrInUse, err)
 	default:
 		return fmt.Errorf("remove %s: %w", id, err)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // ErrInUse says that a leftover was not removed because somebody may still use it.
-var ErrInUse = errors.New("may be in use")
+var ErrInUse = fmt.Errorf("may be %w", watch.ErrInUse)
 
 // CheckFiles says what is wrong with a glob of a rule's Files.
 func CheckFiles(text string) error {

@@ -113,7 +113,7 @@ type Rule struct {
 	ExpiresLabel string        // a label that holds the time at which the sandbox's time is over
 	StopTimeout  time.Duration
 	Despite      []Pattern // labels of other managers that do not keep this rule away
-	Files        []string  // what its owners leave in the file system, see [Rules.Leftovers]
+	Files        []string  // globs of what its owners leave in the file system, watched as sandboxes of kind [File]
 	Alarm        int       // more sandboxes of the rule than this are told; 0: as the policy says
 }
 
@@ -234,7 +234,7 @@ func (rule *Rule) apply(t *Terms, labels map[string]string, host string) {
 	if e.Socket != "" {
 		t.Owners = append(t.Owners, Claim{Kind: SocketClaim, Socket: e.Socket})
 	}
-	t.Ownerless = e.None
+	t.Ownerless = e.None && rule.ExpiresLabel == "" // else it has a time of its own
 	if rule.ExpiresLabel != "" {
 		if value, ok := labels[rule.ExpiresLabel]; ok {
 			at, err := time.Parse(time.RFC3339, value)

@@ -1,7 +1,8 @@
 // Package process knows processes: which one has a PID now, whether it lives, and when it dies.
 //
 // A [Handle] is a pidfd (pidfd_open(2), Linux 5.3) with the identity of the process behind it. [Owners] holds the
-// processes that own sandboxes and tells of their deaths.
+// processes that own sandboxes and tells of their deaths. A [Census] finds the processes of programs, holds them as well,
+// and tells who they are and when one dies.
 //
 // Invariants:
 //
@@ -14,4 +15,12 @@
 //	P4  What the process connector reports is never a death, whatever the status: it is a reason to ask. A leader may
 //	    exit before its workers, exec from a worker ends the leader, seccomp(2) can kill one thread with SIGSYS
 //	    (SECCOMP_RET_KILL_THREAD), and an exec may still win against a core dump that was announced.
+//	P5  A process is of a program by an executable and arguments that are of one process and of one moment: read through
+//	    its open folder in /proc, and read again until no exec came in between.
+//	P6  A process that was found to be of a program is held from then on, and stays of it until it dies, whatever it
+//	    execs: it keeps its PID and start time. The exception is a child that had not execed when it was found. It ran
+//	    what its parent ran, and if it execs another program it was on its way there.
+//	P7  A complete look is complete or an error. Whoever existed when it was asked for, and lives, is in it: alive if it
+//	    is of the program, unknown if what it runs cannot be read. Only the init of the host is not unknown.
+//	P8  No event and no look can hide a process from a complete look. An exec is a reason to look earlier, and no more.
 package process

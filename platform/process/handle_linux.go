@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
 	"watcher/watch"
@@ -91,22 +90,27 @@ func (h *Handle) identify(pid int) (err error) {
 	case statErr != nil:
 		return statErr
 	}
-	h.process = watch.Process{PID: pid, Start: stat.Starttime, Boot: h.host.boot}
-	h.born, err = bornAt(stat.Starttime)
+	h.process = h.host.identity(pid, stat.start)
+	h.born, err = bornAt(stat.start)
 	return err
 }
 
 // stat reads the stat of whatever has the PID.
-func (h *Host) stat(pid int) (procfs.ProcStat, error) {
-	proc, err := h.proc.Proc(pid)
+func (h *Host) stat(pid int) (stat, error) {
+	data, err := os.ReadFile(filepath.Join(h.dir(pid), "stat"))
 	if err != nil {
-		return procfs.ProcStat{}, fmt.Errorf("look up process %d: %w", pid, err)
+		return stat{}, fmt.Errorf("read the stat of process %d: %w", pid, err)
 	}
-	stat, err := proc.Stat()
+	s, err := parseStat(data)
 	if err != nil {
-		return procfs.ProcStat{}, fmt.Errorf("read the stat of process %d: %w", pid, err)
+		return stat{}, fmt.Errorf("read the stat of process %d: %w", pid, err)
 	}
-	return stat, nil
+	return s, nil
+}
+
+// identity is the process that has, or had, a PID and started then.
+func (h *Host) identity(pid int, start uint64) watch.Process {
+	return watch.Process{PID: pid, Start: start, Boot: h.boot}
 }
 
 // bornAt is the wall-clock time of a start time. It moves when the wall clock is stepped.

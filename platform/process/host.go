@@ -73,20 +73,28 @@ func (h *Host) InitialNamespace() (bool, error) {
 	return ns == initialPIDNamespace, nil
 }
 
-// initialTimeNamespace is the inode of the first time namespace, PROC_TIME_INIT_INO in include/linux/proc_ns.h.
-const initialTimeNamespace = "time:[4026531834]"
-
-// ShiftedClock reports whether we are in a time namespace of our own (time_namespaces(7), Linux 5.6). There /proc shows
-// start times that differ from those which others read.
+// ShiftedClock reports whether we are in a time namespace whose clocks differ from the host's (time_namespaces(7),
+// Linux 5.6). There /proc shows start times that differ from those which others read. A namespace of our own alone says
+// nothing: engines give one to each container, with offsets of zero.
 func (h *Host) ShiftedClock() (bool, error) {
-	ns, err := os.Readlink(filepath.Join(h.root, "self/ns/time"))
+	offsets, err := os.ReadFile(filepath.Join(h.root, "self/timens_offsets"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil // a kernel without time namespaces
 	case err != nil:
-		return false, fmt.Errorf("find out in which time namespace we are: %w", err)
+		return false, fmt.Errorf("find out whether our clocks are the host's: %w", err)
 	}
-	return ns != initialTimeNamespace, nil
+	for line := range strings.Lines(string(offsets)) {
+		// The name of a clock, seconds, nanoseconds.
+		fields := strings.Fields(line)
+		if len(fields) != 3 {
+			return false, fmt.Errorf("find out whether our clocks are the host's: %q in timens_offsets", line)
+		}
+		if fields[1] != "0" || fields[2] != "0" {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // dir is the folder of a process in this host's proc file system.

@@ -1,6 +1,8 @@
 package process_test
 
 import (
+	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -8,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +19,7 @@ import (
 
 	"watcher/platform/process"
 	"watcher/platform/process/processtest"
+	"watcher/watch"
 )
 
 // patience bounds every wait; all of it is only ever spent on a failure.
@@ -54,6 +58,17 @@ func play(role string) {
 	case "wait":
 	case "thread killed":
 		killThread()
+	case "restless":
+		restless()
+	case "stranger":
+		drop()
+		ready = lookAround(os.Args[1:]...)
+	case "behind hidepid":
+		must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		must(unix.Mount("proc", "/proc", "proc", 0, "hidepid=2"))
+		ready = lookAround("*")
+		drop()
+		ready += "\t" + lookAround("*")
 	case "new host":
 		// We are PID 1 of a namespace, with the /proc of the one above and, in the folder named by our argument, our own.
 		must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
@@ -72,6 +87,56 @@ func play(role string) {
 	must(err)
 	// Without Go's farewell, which in a race-enabled binary takes a second.
 	_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+}
+
+// drop makes us nobody in particular.
+func drop() {
+	const nobody = 65534
+	must(unix.Setgroups(nil))
+	must(unix.Setgid(nobody))
+	must(unix.Setuid(nobody))
+}
+
+// lookAround takes a complete look and says what it found: PROGRAM=PID=LIFE and so on.
+func lookAround(programs ...string) string {
+	host, err := process.NewHost("/proc")
+	must(err)
+	c := process.NewCensus(host, func(...watch.Event) {})
+	defer c.Close()
+	var all []watch.Program
+	for _, text := range programs {
+		p, err := watch.NewProgram(text)
+		must(err)
+		all = append(all, p)
+	}
+	c.Follow(all)
+	events, err := c.List(context.Background())
+	if err != nil {
+		return "failed: " + err.Error()
+	}
+	found := "found"
+	for _, ev := range events {
+		listed := ev.(watch.ProgramListed)
+		for _, m := range listed.Members {
+			found += fmt.Sprintf(" %s=%d=%s", listed.Program, m.Process.PID, m.Life)
+		}
+	}
+	return found
+}
+
+// restless execs for ever: the first path with its second argument as its only one, and the other way round.
+func restless() {
+	const variable = "WATCHER_PROCESS_WAYS"
+	ways, given := os.Args[1:], os.Getenv(variable)
+	if given != "" {
+		ways = strings.Split(given, "\n")
+	}
+	if given != "" && os.Getenv(variable+"_SAID") == "" {
+		fmt.Println("ready")
+		must(os.Setenv(variable+"_SAID", "yes"))
+	}
+	must(os.Setenv(variable, strings.Join([]string{ways[2], ways[3], ways[0], ways[1]}, "\n")))
+	must(unix.Exec(ways[0], ways[1:2], os.Environ()))
 }
 
 func must(err error) {
@@ -119,7 +184,7 @@ func startRole(t *testing.T, role string, namespaces uintptr, args ...string) *c
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), roleVariable+"="+role)
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: namespaces}
+	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: namespaces, Pdeathsig: unix.SIGKILL}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -137,16 +202,18 @@ func startRole(t *testing.T, role string, namespaces uintptr, args ...string) *c
 			return
 		}
 		ended = true
+		if role == "restless" {
+			_ = cmd.Process.Kill()
+		}
 		_ = stdin.Close()
 		_ = cmd.Wait()
 	}}
 	t.Cleanup(c.end)
-	line := make([]byte, 128)
-	n, err := stdout.Read(line)
+	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
 		t.Fatalf("role %q: %v", role, err)
 	}
-	c.say = strings.TrimSpace(string(line[:n]))
+	c.say = strings.TrimSpace(line)
 	return c
 }
 
@@ -215,7 +282,66 @@ func exhaust(t *testing.T) (restore func()) {
 	}
 }
 
-func receive[T any](t *testing.T, c <-chan T) T {
+// mail is what was posted.
+type mail struct {
+	t      testing.TB
+	mu     sync.Mutex
+	posted []watch.Event
+	more   chan struct{}
+}
+
+func newMail(t testing.TB) *mail { return &mail{t: t, more: make(chan struct{}, 1)} }
+
+func (m *mail) post(events ...watch.Event) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.posted = append(m.posted, events...)
+	select {
+	case m.more <- struct{}{}:
+	default:
+	}
+}
+
+// next waits for an event to be posted.
+func (m *mail) next() watch.Event {
+	m.t.Helper()
+	timeout := time.After(patience)
+	for {
+		if ev := m.take(); ev != nil {
+			return ev
+		}
+		select {
+		case <-m.more:
+		case <-timeout:
+			m.t.Fatalf("nothing was posted within %v", patience)
+		}
+	}
+}
+
+// take returns the next event, or nil if there is none yet.
+func (m *mail) take() watch.Event {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.posted) == 0 {
+		return nil
+	}
+	ev := m.posted[0]
+	m.posted = m.posted[1:]
+	return ev
+}
+
+// none demands that nothing is posted which has not been looked at.
+func (m *mail) none(when string) {
+	m.t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.posted) > 0 {
+		m.t.Errorf("%s: posted %+v", when, m.posted)
+		m.posted = nil
+	}
+}
+
+func receive[T any](t testing.TB, c <-chan T) T {
 	t.Helper()
 	select {
 	case v := <-c:

@@ -17,25 +17,13 @@ import (
 // A world is an Owners under test, with or without pidfds, and what it posted.
 type world struct {
 	*process.Owners
-	t testing.TB
-
-	mu     sync.Mutex
-	posted []watch.Event
-	more   chan struct{}
+	*mail
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, more: make(chan struct{}, 1)}
-	w.Owners = process.NewOwners(newHost(t), func(events ...watch.Event) {
-		w.mu.Lock()
-		w.posted = append(w.posted, events...)
-		w.mu.Unlock()
-		select {
-		case w.more <- struct{}{}:
-		default:
-		}
-	})
+	w := &world{mail: newMail(t)}
+	w.Owners = process.NewOwners(newHost(t), w.post)
 	t.Cleanup(w.Close)
 	return w
 }
@@ -43,43 +31,18 @@ func newWorld(t *testing.T) *world {
 // next waits for a death to be posted.
 func (w *world) next() watch.ProcessSeen {
 	w.t.Helper()
-	timeout := time.After(patience)
-	for {
-		w.mu.Lock()
-		if len(w.posted) > 0 {
-			ev := w.posted[0]
-			w.posted = w.posted[1:]
-			w.mu.Unlock()
-			seen, ok := ev.(watch.ProcessSeen)
-			if !ok {
-				w.t.Fatalf("posted %#v", ev)
-			}
-			return seen
-		}
-		w.mu.Unlock()
-		select {
-		case <-w.more:
-		case <-timeout:
-			w.t.Fatalf("nothing was posted within %v", patience)
-		}
+	ev := w.mail.next()
+	seen, ok := ev.(watch.ProcessSeen)
+	if !ok {
+		w.t.Fatalf("posted %#v", ev)
 	}
-}
-
-// none demands that nothing is posted which has not been looked at.
-func (w *world) none(when string) {
-	w.t.Helper()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.posted) > 0 {
-		w.t.Errorf("%s: posted %+v", when, w.posted)
-		w.posted = nil
-	}
+	return seen
 }
 
 // notice has deaths found that no pidfd tells of. Where there are pidfds, none of these is called for.
 func (w *world) notice(o *processtest.Owner) {
 	w.t.Helper()
-	receive(w.t.(*testing.T), o.Dead())
+	receive(w.t, o.Dead())
 	if withoutPidfds() {
 		w.Check()
 	}
@@ -460,7 +423,7 @@ func TestOwnersWithoutPidfds(t *testing.T) {
 		t.Skip("we are its inside")
 	}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.v="+map[bool]string{true: "true", false: "false"}[testing.Verbose()],
-		"-test.run=^(TestOwners|TestOpenWithoutPidfds)$")
+		"-test.run=^(TestOwners|TestCensus|TestCensusOfTheRestless|TestOpenWithoutPidfds)$")
 	cmd.Env = append(os.Environ(), noPidfdVariable+"=1")
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -20,10 +20,12 @@ package processtest
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -67,6 +69,45 @@ func StartOwner(tb testing.TB) *Owner {
 func StartBig(tb testing.TB, mib int) *Owner {
 	tb.Helper()
 	return start(tb, "owner", mib)
+}
+
+// Program makes the test binary known under another path, and returns that: in a
+// folder of the test's own if it is only a name. What is started from there has
+// this path as its executable.
+func Program(tb testing.TB, path string) string {
+	tb.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		tb.Fatalf("processtest: %v", err)
+	}
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(tb.TempDir(), path)
+	}
+	// A second name costs nothing, a copy some 10 MB.
+	if os.Link(self, path) == nil {
+		return path
+	}
+	binary, err := os.ReadFile(self)
+	if err == nil {
+		err = os.WriteFile(path, binary, 0o755)
+	}
+	if err != nil {
+		tb.Fatalf("processtest: make %s: %v", path, err)
+	}
+	return path
+}
+
+// StartProgram is StartOwner from a path of [Program], or from a script that
+// names one as its interpreter, with the arguments argv, argv[0] included.
+func StartProgram(tb testing.TB, path string, argv ...string) *Owner {
+	tb.Helper()
+	o := newOwner(tb, "owner", 0)
+	o.cmd.Path, o.cmd.Args = path, argv
+	if err := o.launch(func() error { return nil }); err != nil {
+		tb.Fatalf("processtest: %v", err)
+	}
+	o.settle()
+	return o
 }
 
 // ReusePID starts an owner with exactly this PID, which nobody must have any
@@ -157,6 +198,19 @@ func (o *Owner) Zombie() {
 	o.unreaped.Store(true)
 	o.Kill()
 	o.await(o.dead, "die")
+}
+
+// Become has the owner exec a path of [Program] with the arguments argv, argv[0]
+// included, and returns when that runs. It is a worker thread that execs: see
+// ExecFromWorker.
+func (o *Owner) Become(path string, argv ...string) {
+	o.tb.Helper()
+	words, err := json.Marshal(append([]string{path}, argv...))
+	if err != nil {
+		o.tb.Fatalf("processtest: %v", err)
+	}
+	o.order("become " + string(words))
+	o.report("ready")
 }
 
 // LeaderGone ends the owner's main thread alone. The process lives on in its

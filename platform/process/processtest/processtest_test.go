@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -159,6 +160,37 @@ func TestExecFromWorker(t *testing.T) {
 			t.Error("the pidfd does not say dead")
 		}
 		o.Wait()
+	}
+}
+
+func TestProgram(t *testing.T) {
+	program, other := Program(t, "agent"), Program(t, "other")
+	script := filepath.Join(t.TempDir(), "job.sh")
+	if err := os.WriteFile(script, []byte("#!"+program+" -x\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	runs := func(o *Owner, exe, argv string) {
+		t.Helper()
+		got, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", o.PID()))
+		if err != nil || got != exe {
+			t.Errorf("executable %q (%v), want %q", got, err, exe)
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", o.PID()))
+		if got := strings.ReplaceAll(string(line), "\x00", ";"); err != nil || got != argv {
+			t.Errorf("command line %q (%v), want %q", got, err, argv)
+		}
+	}
+	o := StartProgram(t, program, "-agent", "--all", "")
+	runs(o, program, "-agent;--all;;")
+	o.Become(other, "a b")
+	runs(o, other, "a b;")
+	if again, err := readLabel(o.PID()); again != o.Label() {
+		t.Errorf("label %q (%v), was %q", again, err, o.Label())
+	}
+	runs(StartProgram(t, script, "ignored", "y"), program, program+";-x;"+script+";y;")
+	absolute := filepath.Join(t.TempDir(), "here")
+	if got := Program(t, absolute); got != absolute {
+		t.Errorf("Program = %q, want %q", got, absolute)
 	}
 }
 

@@ -5,11 +5,13 @@ package processtest
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -80,7 +82,8 @@ func obey(size int, leave chan<- struct{}) {
 	report("ready")
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
-		switch in.Text() {
+		order, words, _ := strings.Cut(in.Text(), " ")
+		switch order {
 		case "exit":
 			exit(0)
 		case "abort":
@@ -92,7 +95,14 @@ func obey(size int, leave chan<- struct{}) {
 			awaitZombieLeader()
 			report("left")
 		case "exec":
-			fail(reexec())
+			// /proc/self is the leader's: once that is gone, it has no executable.
+			fail(reexec("/proc/thread-self/exe", "processtest-execed"))
+		case "become":
+			var argv []string
+			if err := json.Unmarshal([]byte(words), &argv); err != nil {
+				fail(err)
+			}
+			fail(reexec(argv[0], argv[1:]...))
 		case "swarm":
 			swarm(size)
 			report("swarmed")
@@ -161,14 +171,13 @@ func awaitZombieLeader() {
 }
 
 // reexec returns only if it failed.
-func reexec() error {
+func reexec(path string, argv ...string) error {
 	// The signal is an attribute of the thread that was forked, the leader, and
 	// ends with it. If the parent died before this, standard input has ended.
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return err
 	}
-	// /proc/self is the leader's: once that is gone, it has no executable.
-	return syscall.Exec("/proc/thread-self/exe", []string{"processtest-execed"}, os.Environ())
+	return syscall.Exec(path, argv, os.Environ())
 }
 
 // swarm makes n children that end at once. The quickest way to have such in Go

@@ -1,0 +1,120 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// cmdlines are contents of /proc/PID/cmdline and the arguments in them.
+var cmdlines = []struct {
+	content string
+	argv    []string
+}{
+	{"", nil}, // a kernel thread, a zombie, a process in the midst of its exec
+	{"\x00", []string{""}},
+	{"agent\x00", []string{"agent"}},
+	{"-bash\x00", []string{"-bash"}},
+	{"node\x00/srv/server.js\x00--port\x0080\x00", []string{"node", "/srv/server.js", "--port", "80"}},
+	{"agent\x00\x00\x00x\x00", []string{"agent", "", "", "x"}},
+	{"agent\x00x\x00\x00", []string{"agent", "x", ""}},
+	{"nginx: master process /usr/sbin/nginx", []string{"nginx: master process /usr/sbin/nginx"}}, // a title
+	{"postgres: writer \x00\x00\x00", []string{"postgres: writer ", "", ""}},
+	{"sh\x00-c\x00a b\nc\x00", []string{"sh", "-c", "a b\nc"}},
+	{"\xff\xfe\x00\xc3\x28\x00", []string{"\xff\xfe", "\xc3\x28"}},
+	{"agent\x00cut in the mid", []string{"agent", "cut in the mid"}},
+}
+
+func TestArgv(t *testing.T) {
+	for _, tt := range cmdlines {
+		if got := parseArgv([]byte(tt.content)); !slices.Equal(got, tt.argv) {
+			t.Errorf("%q: %q, want %q", tt.content, got, tt.argv)
+		}
+	}
+}
+
+func FuzzArgv(f *testing.F) {
+	for _, tt := range cmdlines {
+		f.Add([]byte(tt.content))
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		argv := parseArgv(content)
+		if (argv == nil) != (len(content) == 0) {
+			t.Fatalf("%q: %q", content, argv)
+		}
+		for _, arg := range argv {
+			if strings.Contains(arg, "\x00") {
+				t.Errorf("%q: %q holds a NUL", content, arg)
+			}
+		}
+		// Nothing is lost and nothing made up, but for the NUL at the end.
+		if again := strings.Join(argv, "\x00"); again != string(content) && again+"\x00" != string(content) {
+			t.Errorf("%q: %q", content, argv)
+		}
+	})
+}
+
+const (
+	statOfShell  = "4242 (bash) S 4241 4242 4242 34816 4250 4194304 2345 6789 0 0 12 3 4 5 20 0 1 0 918273 8974336 1301 18446744073709551615 94 95 140 0 0 0 65536 3670020 1266777851 1 0 0 17 1 0 0 0 0 0 96 97 98 141 142 143 144 0\n"
+	statOfKernel = "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 6 0 0 20 0 1 0 1 0 0 18446744073709551615 0 0 0 0 0 0 0 2147483647 0 0 0 0 0 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n"
+	statOfLeader = "77 (a) Z (b) S ) Z 1 77 77 0 -1 4228108 0 0 0 0 0 0 0 0 20 0 3 0 5000 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 1 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n"
+	statOfReaped = "78 (x) X 1 78 78 0 -1 4228172 0 0 0 0 0 0 0 0 20 0 0 0 5001 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 1 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 9\n"
+	statOfZombie = "78 (x) Z 1 78 78 0 -1 4228172 0 0 0 0 0 0 0 0 20 0 1 0 5001 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 1 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 9\n"
+)
+
+func TestStat(t *testing.T) {
+	for _, tt := range []struct {
+		content              string
+		want                 stat
+		kernel, dead, forked bool
+	}{
+		{content: statOfShell, want: stat{'S', 4194304, 1, 918273, 144}},
+		{content: statOfKernel, want: stat{'S', 2129984, 1, 1, 0}, kernel: true, forked: true},
+		{content: statOfLeader, want: stat{'Z', 4228108, 3, 5000, 0}},
+		{content: statOfReaped, want: stat{'X', 4228172, 0, 5001, 0}, forked: true},
+		{content: statOfZombie, want: stat{'Z', 4228172, 1, 5001, 0}, dead: true, forked: true},
+	} {
+		got, err := parseStat([]byte(tt.content))
+		if err != nil || got != tt.want || got.kernel() != tt.kernel || got.dead() != tt.dead || got.forked() != tt.forked {
+			t.Errorf("%q: %+v (%v), kernel %t, dead %t, forked %t", tt.content, got, err, got.kernel(), got.dead(), got.forked())
+		}
+	}
+}
+
+func TestStatRefuses(t *testing.T) {
+	for _, content := range []string{
+		"",
+		")",
+		"4242 (bash) S",
+		strings.Replace(statOfShell, " S ", " SS ", 1),
+		strings.Replace(statOfShell, "918273", "-1", 1),
+		strings.Replace(statOfShell, "918273", "x", 1),
+		strings.Replace(statOfShell, " 20 0 1 ", " 20 0 -1 ", 1),
+		strings.Replace(statOfShell, " 20 0 1 ", " 20 0 18446744073709551615 ", 1),
+		statOfShell[:strings.LastIndex(statOfShell, " 144")],
+	} {
+		if got, err := parseStat([]byte(content)); !errors.Is(err, errStat) || got != (stat{}) {
+			t.Errorf("%q: %+v, %v", content, got, err)
+		}
+	}
+}
+
+func FuzzStat(f *testing.F) {
+	for _, content := range []string{statOfShell, statOfKernel, statOfLeader, statOfZombie, "", "1 ()))"} {
+		f.Add([]byte(content), []byte("name"))
+	}
+	f.Fuzz(func(t *testing.T, content, name []byte) {
+		got, err := parseStat(content)
+		if err != nil && got != (stat{}) || got.threads < 0 {
+			t.Errorf("%q: %+v, %v", content, got, err)
+		}
+		// A process names itself, and must not be able to say more by that.
+		rest := content[bytes.LastIndexByte(content, ')')+1:]
+		named := slices.Concat([]byte("1 ("), name, []byte(")"), rest)
+		if again, err2 := parseStat(named); again != got || (err == nil) != (err2 == nil) {
+			t.Errorf("%q: %+v (%v), and with the name %q %+v (%v)", content, got, err, name, again, err2)
+		}
+	})
+}

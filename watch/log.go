@@ -34,5 +34,7 @@ const (
 	EventWouldReap    = "would-reap"
 	EventAlarm        = "alarm"
 	EventDocketFailed = "docket-failed"
+	EventReloaded     = "reloaded"
+	EventReloadFailed = "reload-failed"
 	EventStopped      = "stopped"
 )

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -37,6 +40,10 @@ func (o *options) openLog() (*slog.Logger, func(), error) {
 
 // runDaemon watches and reaps until ctx ends.
 func (o *options) runDaemon(ctx context.Context) error {
+	// From the first moment on: unheard, a hangup would end us.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	c, err := o.load()
 	if err != nil {
 		return err
@@ -68,7 +75,8 @@ func (o *options) runDaemon(ctx context.Context) error {
 	settings.DryRun, settings.Each, settings.Pulse = o.dryRun, unit.tell, unit.interval
 	log.Info("started", watch.KeyEvent, watch.EventStarted, "version", version, "engine", parts.engine.Host(), "config", c.file, "dry_run", o.dryRun)
 	listening := func(ctx context.Context) error { return listen(ctx, log, parts) }
-	err = runGroup(ctx, reap.NewLoop(settings), parts.engine.Run, listening, parts.scanner.Run)
+	reloading := func(ctx context.Context) error { return o.reload(ctx, hangups, log, c, parts, unit.manager) }
+	err = runGroup(ctx, reap.NewLoop(settings), parts.engine.Run, listening, parts.census.Run, reloading, parts.scanner.Run)
 	if err := unit.manager.Stopping(); err != nil {
 		log.Debug("could not tell systemd", watch.KeyError, err)
 	}
@@ -79,32 +87,63 @@ func (o *options) runDaemon(ctx context.Context) error {
 	return err
 }
 
+// reload reads the configuration again at each SIGHUP, until ctx ends. One with a fault changes nothing.
+func (o *options) reload(ctx context.Context, hangups <-chan os.Signal, log *slog.Logger, c *config, p *parts, manager systemd.Notifier) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-hangups:
+		}
+		notice := manager.Reloading()
+		fresh, err := o.load()
+		if err == nil {
+			err = p.follow(fresh.rules())
+		}
+		if err != nil {
+			log.Error("the configuration has a fault; the old one stays in force", watch.KeyEvent, watch.EventReloadFailed, watch.KeyError, err)
+		} else {
+			select {
+			case p.policies <- fresh.policy():
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			p.scanner.SetInterval(fresh.Scan.Interval)
+			log.Info("read the configuration again", watch.KeyEvent, watch.EventReloaded, "config", fresh.file, "rules", len(fresh.rules().List))
+			if fresh.Docker.Host != c.Docker.Host {
+				log.Warn("another engine needs a restart; the old one stays", "engine", c.Docker.Host, "wanted", fresh.Docker.Host)
+			}
+		}
+		if err := errors.Join(notice, manager.Ready()); err != nil {
+			log.Debug("could not tell systemd", watch.KeyError, err)
+		}
+	}
+}
+
 // listen keeps listening to the process connector, where that can be had. Owners are held by pidfd as well, so without
-// it deaths are only dated a little later.
+// it deaths are only dated a little later, and the processes of a program are seen by the next scan.
 func listen(ctx context.Context, log *slog.Logger, p *parts) error {
 	const source = "process connector"
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = time.Second, 5*time.Minute
-	// Without pidfds, the exit of a last thread that is not the leader is told by nobody else.
-	options := connector.Options{Threads: !p.host.CanHold()}
-	for lost := false; ; lost = true {
-		l, err := connector.Listen(ctx, options)
-		if err == nil {
-			log.Debug("listening", watch.KeySource, source, "level", l.Level())
+	for lost, changed := false, false; ; {
+		err := listenOnce(ctx, log, p, func() {
 			wait.Reset()
-			if lost {
+			switch {
+			case lost:
 				p.inbox.Post(watch.SourceBack{Source: source, At: time.Now()})
+			case changed:
+				p.scanner.Poke() // for what happened in between
 			}
-			err = l.Run(ctx, func(e connector.Exit) {
-				p.owners.Witness(e.TGID, e.At)
-			}, func(err error) {
-				p.inbox.Post(watch.SourceLost{Source: source, Err: err, At: time.Now()}, watch.SourceBack{Source: source, At: time.Now()})
-			})
-			err = errors.Join(err, l.Close())
-		}
-		if ctx.Err() != nil {
+		})
+		switch {
+		case ctx.Err() != nil:
 			return ctx.Err()
+		case errors.Is(err, errOtherRules):
+			changed = true
+			continue
 		}
+		lost, changed = true, false
 		if hint := connector.Hint(err); hint != "" {
 			err = fmt.Errorf("%w (%s; until then deaths are seen through pidfds alone)", err, hint)
 		}
@@ -115,6 +154,42 @@ func listen(ctx context.Context, log *slog.Logger, p *parts) error {
 		case <-time.After(wait.NextBackOff()):
 		}
 	}
+}
+
+// errOtherRules ends a subscription because the rules of now need more or less than it has.
+var errOtherRules = errors.New("the rules have changed")
+
+// listenOnce listens until the subscription fails or another one is needed.
+func listenOnce(parent context.Context, log *slog.Logger, p *parts, heard func()) error {
+	const source = "process connector"
+	ctx, cancel := context.WithCancelCause(parent)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-p.relisten:
+			cancel(errOtherRules)
+		}
+	}()
+	// Without pidfds, the exit of a last thread that is not the leader is told by nobody else. Execs cost something on a
+	// host that starts many programs, and matter only where a rule names one.
+	l, err := connector.Listen(ctx, connector.Options{Threads: !p.host.CanHold(), Execs: p.execs.Load()})
+	if err != nil {
+		return cmp.Or(context.Cause(ctx), err)
+	}
+	log.Debug("listening", watch.KeySource, source, "level", l.Level())
+	heard()
+	err = l.Run(ctx, connector.Handlers{
+		Exit: func(e connector.Exit) {
+			p.owners.Witness(e.TGID, e.At)
+			p.census.Witness(e.TGID, e.At)
+		},
+		Exec: func(e connector.Exec) { p.census.Exec(e.TGID, e.At) },
+		Lost: func(err error) {
+			p.inbox.Post(watch.SourceLost{Source: source, Err: err, At: time.Now()}, watch.SourceBack{Source: source, At: time.Now()})
+		},
+	})
+	return cmp.Or(context.Cause(ctx), errors.Join(err, l.Close()))
 }
 
 // A unit tells systemd how things stand. The loop itself calls it, so a watchdog hears nothing from a loop that hangs.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -35,6 +36,7 @@ type row struct {
 
 type owner struct {
 	Kind  string `json:"kind"`
+	Name  string `json:"name,omitempty"` // of a program, socket or group
 	PID   int    `json:"pid,omitempty"`
 	Start uint64 `json:"start,omitempty"`
 	Boot  string `json:"boot,omitempty"`
@@ -52,38 +54,54 @@ const (
 func newRow(e *watch.Entry, j reap.Judgement) row {
 	return row{
 		Kind: e.ID.Kind, ID: e.ID.Name, Name: e.Name, State: e.State, Created: e.Created.UTC(),
-		Rule: reap.RuleLabels, Owner: newOwner(e, j),
+		Rule: cmp.Or(e.Terms.Rule, watch.RuleLabels), Owner: newOwner(e, j),
 		Verdict: j.Verdict.String(), Reason: j.Reason, Detail: j.Detail,
 	}
 }
 
+// newOwner is the owner that decides, where several pieces of evidence name more than one.
 func newOwner(e *watch.Entry, j reap.Judgement) *owner {
-	o := &owner{Kind: e.Owner.Claim.Kind.String(), State: j.Owner.String()}
-	switch e.Owner.Claim.Kind {
-	case watch.ProcessClaim:
-		// What the label leaves out is known once the process has been seen.
-		p := e.Owner.Claim.Process
-		o.PID = p.PID
-		o.Start = cmp.Or(p.Start, e.Owner.Process.Start)
-		o.Boot = cmp.Or(p.Boot, e.Owner.Process.Boot)
-	case watch.ContainerClaim:
-		o.ID = cmp.Or(e.Owner.Container, e.Owner.Claim.Container)
-	default:
+	of := e.Owner()
+	claim := of.Claim
+	o := &owner{Kind: claim.Kind.String(), State: j.Owner.String()}
+	switch claim.Kind {
+	case watch.NoClaim:
 		return nil
+	case watch.ContainerClaim:
+		o.ID = cmp.Or(of.Container, claim.Container)
+		return o
+	case watch.GroupClaim:
+		o.Name = claim.Group
+		return o
+	case watch.ProgramClaim:
+		o.Name = claim.Program
+	case watch.SocketClaim:
+		o.Name = claim.Socket
 	}
+	// What a label leaves out is known once the process has been seen.
+	o.PID = cmp.Or(claim.Process.PID, of.Process.PID)
+	o.Start = cmp.Or(claim.Process.Start, of.Process.Start)
+	o.Boot = cmp.Or(claim.Process.Boot, of.Process.Boot)
 	return o
 }
 
 // short is the owner as a table shows it.
 func (o *owner) short() string {
-	switch {
-	case o == nil:
+	if o == nil {
 		return "-"
-	case o.Kind == watch.ProcessClaim.String():
-		return fmt.Sprintf("%d (%s)", o.PID, o.State)
-	default:
-		return fmt.Sprintf("container %s (%s)", shortID(o.ID), o.State)
 	}
+	who := o.Name
+	switch {
+	case o.ID != "":
+		who = "container " + shortID(o.ID)
+	case o.Name == "" && o.PID != 0:
+		who = strconv.Itoa(o.PID)
+	case o.PID != 0:
+		who += " " + strconv.Itoa(o.PID)
+	case o.Name == "":
+		who = o.Kind
+	}
+	return fmt.Sprintf("%s (%s)", who, o.State)
 }
 
 func shortID(id string) string {
@@ -91,7 +109,7 @@ func shortID(id string) string {
 	if len(id) == 64 {
 		return id[:enough]
 	}
-	return id
+	return printable(id)
 }
 
 // age writes a duration in its largest unit: 45s, 3m, 5h, 12d.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"watcher/reap"
@@ -17,6 +19,7 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // A pass is one full scan, carried through.
 type pass struct {
 	policy  reap.Policy
+	rules   *watch.Rules
 	picture *watch.Picture
 	ends    map[watch.ID]reap.Reported
 	failed  error // not everything could be seen
@@ -32,12 +35,12 @@ func runPass(ctx context.Context, c *config, log *slog.Logger, docket *reap.Dock
 	}
 	defer parts.close()
 	settings := parts.loop(c, log, docket)
-	p := &pass{policy: settings.Policy, picture: settings.Picture, ends: map[watch.ID]reap.Reported{}}
+	p := &pass{policy: settings.Policy, rules: c.rules(), picture: settings.Picture, ends: map[watch.ID]reap.Reported{}}
 	settings.DryRun, settings.Once = dry, true
 	settings.Reported = func(r reap.Reported) { p.ends[r.Entry.ID] = r }
 	loop := reap.NewLoop(settings)
 	// Without an engine there is nothing to look at: a session that cannot be had is the end.
-	err = runGroup(ctx, loop, parts.engine.Session, parts.scanner.Run)
+	err = runGroup(ctx, loop, parts.engine.Session, parts.scanner.Run, parts.census.Run)
 	p.now = time.Now()
 	p.failed = loop.ScanError()
 	return p, err
@@ -70,7 +73,7 @@ func ownerAtEnd(end reap.Reported) watch.Life {
 	if end.Reason == reap.Rebooted {
 		return watch.Exited
 	}
-	return end.Entry.Owner.Life
+	return end.Entry.Owner().Life
 }
 
 func (o *options) runOnce(ctx context.Context, stdout, stderr io.Writer) error {
@@ -88,6 +91,9 @@ func (o *options) runOnce(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// A terminal that goes away ends a pass in order; a daemon is told by this signal to read its configuration again.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
+	defer stop()
 	p, passErr := runPass(ctx, c, log, docket, o.dryRun)
 	closeLog()
 	if p == nil {

@@ -2,14 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/oklog/run"
 
 	"watcher/platform/docker"
 	"watcher/platform/process"
+	"watcher/platform/statedir"
 	"watcher/reap"
 	"watcher/watch"
 )
@@ -28,13 +31,24 @@ func removalsAtOnce() int { return 2 * runtime.GOMAXPROCS(0) }
 // boundary is nil but in tests, which have the program killed at one of them.
 var boundary func(reap.Boundary)
 
-// parts are what watches and what acts, not running yet. A new kind of sandbox is a line in each of assemble and loop.
+// parts are what watches and what acts, not running yet. A new kind of sandbox is a line in platforms.
 type parts struct {
-	host    *process.Host
-	inbox   *reap.Inbox
-	owners  *process.Owners
-	engine  *docker.Engine
-	scanner *reap.Scanner
+	host     *process.Host
+	inbox    *reap.Inbox
+	owners   *process.Owners
+	census   *process.Census
+	engine   *docker.Engine
+	files    *statedir.Leftovers
+	scanner  *reap.Scanner
+	policies chan reap.Policy
+	execs    atomic.Bool   // rules name programs, so that it matters which one a process begins to run
+	relisten chan struct{} // told when execs has changed
+}
+
+// A system lists the sandboxes of a kind and acts on them.
+type system interface {
+	reap.Lister
+	reap.Platform
 }
 
 func assemble(c *config) (*parts, error) {
@@ -42,26 +56,96 @@ func assemble(c *config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{host: host, inbox: reap.NewInbox()}
+	p := &parts{host: host, inbox: reap.NewInbox(), files: statedir.NewLeftovers(), policies: make(chan reap.Policy), relisten: make(chan struct{}, 1)}
 	p.owners = process.NewOwners(host, p.inbox.Post)
+	p.census = process.NewCensus(host, p.inbox.Post)
 	p.engine = docker.New(c.Docker.Host, host, p.inbox.Post)
-	p.scanner = reap.NewScanner(p.inbox, c.Scan.Interval.Duration, p.engine)
-	return p, nil
+	var listers []reap.Lister
+	for _, s := range p.systems() {
+		listers = append(listers, s)
+	}
+	// Behind the sandboxes: whoever owns one existed before it, so this look finds him.
+	p.scanner = reap.NewScanner(p.inbox, c.Scan.Interval, append(listers, p.census)...)
+	return p, p.follow(c.rules())
+}
+
+// systems are the kinds of sandboxes, in the order in which they are listed.
+func (p *parts) systems() []system {
+	return []system{p.engine, p.engine.Volumes(), p.engine.Networks(), p.files}
+}
+
+// follow makes rules the ones in force.
+func (p *parts) follow(rules *watch.Rules) error {
+	var programs []watch.Program
+	for _, name := range rules.Programs() {
+		program, err := watch.NewProgram(name)
+		if err != nil {
+			return err
+		}
+		programs = append(programs, program)
+	}
+	p.census.Follow(programs)
+	if execs := len(programs) > 0; p.execs.Swap(execs) != execs {
+		select {
+		case p.relisten <- struct{}{}:
+		default:
+		}
+	}
+	p.files.SetRules(rules)
+	p.engine.SetRules(rules)
+	return nil
 }
 
 func (p *parts) close() {
 	p.engine.Close()
+	p.census.Close()
 	p.owners.Close()
+}
+
+// processes are the owners, and what a loop wants of them.
+type processes struct {
+	*process.Owners
+	census *process.Census
+}
+
+// Check looks at every held process again.
+func (p processes) Check() {
+	p.Owners.Check()
+	p.census.Check()
 }
 
 // loop is what every loop of ours has in common.
 func (p *parts) loop(c *config, log *slog.Logger, docket *reap.Docket) reap.Config {
-	return reap.Config{
-		Policy: c.policy(), Picture: watch.NewPicture(p.host.Boot()), Inbox: p.inbox, Owners: p.owners,
-		Platforms: map[watch.Kind]reap.Platform{p.engine.Kind(): p.engine},
-		Log:       log, Workers: removalsAtOnce(), Timeout: removeTimeout,
-		Rescan: p.scanner.Poke, Docket: docket, Boundary: boundary,
+	platforms := map[watch.Kind]reap.Platform{}
+	for _, s := range p.systems() {
+		platforms[s.Kind()] = s
 	}
+	picture := watch.NewPicture(p.host.Boot())
+	// Files have no system that could be away, and are of this host.
+	picture.Apply(watch.SourceBack{Source: "files", Kind: watch.File, At: time.Now()})
+	picture.Apply(p.filesNamespace())
+	return reap.Config{
+		Policy: c.policy(), Picture: picture, Inbox: p.inbox, Owners: processes{p.owners, p.census},
+		Platforms: platforms,
+		Log:       log, Workers: removalsAtOnce(), Timeout: removeTimeout,
+		Rescan: p.scanner.Poke, Count: p.census.Count, Policies: p.policies, Docket: docket, Boundary: boundary,
+	}
+}
+
+// filesNamespace says whether the owners of files can be judged here.
+func (p *parts) filesNamespace() watch.NamespaceSeen {
+	seen := watch.NamespaceSeen{Kind: watch.File}
+	initial, err := p.host.InitialNamespace()
+	shifted, shiftErr := p.host.ShiftedClock()
+	switch err := errors.Join(err, shiftErr); {
+	case err != nil:
+		seen.Detail = err.Error()
+	case !initial || shifted:
+		seen.Detail = "we are in a PID or time namespace of our own, and do not see all processes that use the files of this host"
+	default:
+		seen.Shared = true
+	}
+	return seen
 }
 
 // runGroup runs a loop and the others until one of them returns or ctx ends. The loop is the first actor: it is

@@ -30,6 +30,8 @@ var messageIDs = map[string]string{
 	watch.EventWouldReap:    "b4ddef404ae349d5bf986eb771da3fb4",
 	watch.EventAlarm:        "089a110a1a454c65a881d88ca0e202dd",
 	watch.EventDocketFailed: "ce0153d9a3164a1b89bc66df408f1410",
+	watch.EventReloaded:     "f39491088ff24984b27d04ba35d0d9ac",
+	watch.EventReloadFailed: "4e7e42b631fa4f359f0b99739f065242",
 	watch.EventStopped:      "69a1692d181c46ceadcfd098bbad523a",
 	EventDropped:            "6ef258f47bdf442198d254c2c08ccbf9",
 }

@@ -221,10 +221,17 @@ func (b *Belongings) removeWith(ctx context.Context, cli *client.Client, id watc
 	case len(users) > 0:
 		return fmt.Errorf("remove %s: %w: container %.12s refers to it", id, watch.ErrInUse, users[0])
 	}
-	switch err := b.remove(ctx, cli, slot); {
+	err = b.remove(ctx, cli, slot)
+	if errdefs.IsPermissionDenied(err) {
+		// Docker's word for a network that somebody has come to use meanwhile, and anybody's for what we may not do.
+		if used, usedErr := usageOf(ctx, cli); usedErr == nil && len(used.by(b.kind, it)) > 0 {
+			err = fmt.Errorf("%w: %w", watch.ErrInUse, err)
+		}
+	}
+	switch {
 	case err == nil, errdefs.IsNotFound(err):
 		return nil
-	case errdefs.IsConflict(err), errdefs.IsPermissionDenied(err):
+	case errdefs.IsConflict(err):
 		return fmt.Errorf("remove %s: %w: %w", id, watch.ErrInUse, err)
 	default:
 		return fmt.Errorf("remove %s: %w", id, err)

@@ -276,7 +276,7 @@ func TestUnitTimerScans(t *testing.T) {
 // the process connector is not to be had. TestUnitRunsInItsNamespaces does without these, and without that.
 var inNoNamespace = []string{
 	"PrivateDevices=no", "PrivateTmp=no", "ProtectClock=no", "ProtectHome=no", "ProtectKernelLogs=no", "ProtectKernelModules=no",
-	"ProtectKernelTunables=no", "ProtectSystem=no",
+	"ProtectKernelTunables=no", "ProtectSystem=no", "ReadWritePaths=",
 }
 
 // A manager is systemd with a journal of its own: a user manager that runs as root, in a mount namespace where /run is
@@ -616,7 +616,7 @@ func (m *manager) checkConfinement(t *testing.T) {
 		t.Fatal(err)
 	}
 	for key, want := range map[string]string{
-		"CapEff":     fmt.Sprintf("%016x", 1<<unix.CAP_KILL|1<<unix.CAP_NET_ADMIN),
+		"CapEff":     fmt.Sprintf("%016x", 1<<unix.CAP_KILL|1<<unix.CAP_NET_ADMIN|1<<unix.CAP_SYS_PTRACE|1<<unix.CAP_DAC_OVERRIDE|1<<unix.CAP_FOWNER),
 		"NoNewPrivs": "1",
 		"Seccomp":    "2",
 	} {
@@ -650,7 +650,7 @@ type unitLine struct {
 // hardens reports whether the line takes something away from the program.
 func (l unitLine) hardens() bool {
 	return l.section == "Service" && !slices.Contains([]string{
-		"Type", "NotifyAccess", "ExecStart", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec", "TimeoutAbortSec", "Restart", "RestartSec",
+		"Type", "NotifyAccess", "ExecStart", "ExecReload", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec", "TimeoutAbortSec", "Restart", "RestartSec",
 		"StateDirectory", "StateDirectoryMode", "LimitNOFILE", "OOMScoreAdjust", "Nice",
 	}, l.key)
 }

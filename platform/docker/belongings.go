@@ -242,13 +242,12 @@ func (b *Belongings) removeWith(ctx context.Context, cli *client.Client, id watc
 // must be the same, and it must be watched.
 func (b *Belongings) meant(id watch.ID, it item, users []string) bool {
 	e := b.engine
+	_, watched := e.rules.Load().Terms(b.facts(it))
 	e.mu.Lock()
-	known := e.belongings[b.kind][it.slot]
-	e.mu.Unlock()
-	if known != nil && known.id == id.Name {
+	defer e.mu.Unlock()
+	if known := e.belongings[b.kind][it.slot]; known != nil && known.id == id.Name {
 		return known.is(it, users)
 	}
-	_, watched := e.rules.Load().Terms(b.facts(it))
 	return it.id == id.Name && watched && !it.foreign
 }
 

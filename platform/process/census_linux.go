@@ -136,8 +136,12 @@ func (c *Census) Run(ctx context.Context) error {
 // not be complete (P6).
 func (c *Census) List(ctx context.Context) ([]watch.Event, error) {
 	select {
-	case c.walking <- struct{}{}:
 	case <-ctx.Done():
+		return nil, c.abandoned(ctx)
+	case c.walking <- struct{}{}:
+	}
+	if ctx.Err() != nil {
+		<-c.walking
 		return nil, c.abandoned(ctx)
 	}
 	type result struct {

@@ -13,8 +13,8 @@
 //	    container; and through a pidfd opened before that word was asked for.
 //	D5  PIDs in labels count only if the engine runs on this kernel and in our PID namespace.
 //	D6  Every call has a deadline, except the stream of events, which has none by nature.
-//	D7  What a rule asks for and could not be found out is not taken as "no": the container stays as it was watched
-//	    before, or only its own labels count. No rule behind decides instead.
+//	D7  What a rule asks for and could not be found out is not taken as "no": the container stays as the same rules had
+//	    it before, or only its own labels count. No rule behind decides instead.
 //	D8  What a container has at a path is looked for below what the host mounted there, and never through a symbolic
 //	    link that the container may have made.
 //	D9  A volume or network that any container refers to, running or not, is not removed.

@@ -47,11 +47,16 @@ type Engine struct {
 	post  func(...watch.Event)
 	rules atomic.Pointer[ruleset]
 
+	clients *clientFinder // nil where processes cannot be seen
+	answers sync.Mutex    // held from an answer of the finder's until it is noted
+
 	mu         sync.Mutex
 	cli        *client.Client // nil while there is no connection
 	shared     bool           // the engine's PIDs are ours
 	containers map[string]*known
 	others     map[string]other
+	told       map[string]told                      // of containers that the client finder was shown
+	blind      bool                                 // it cannot see
 	belongings map[watch.Kind]map[string]*belonging // volumes by name, networks by ID
 	owners     map[string]map[string]bool           // for each claimed container reference, the IDs it has stood for
 	busy       map[string]bool                      // sockets that are being looked at
@@ -64,6 +69,7 @@ type known struct {
 	mounts  []container.MountPoint
 	existed uint64          // see [watch.Sandbox]
 	terms   watch.Terms     // on which it is watched, or was
+	by      *ruleset        // which made them
 	watched bool            // and not only once was: then its end may have begun
 	seen    time.Time       // when it was last looked at
 	init    *process.Handle // nil: not held
@@ -86,9 +92,13 @@ func New(host string, proc *process.Host, post func(...watch.Event)) *Engine {
 		host: host, proc: proc, post: post,
 		containers: map[string]*known{},
 		others:     map[string]other{},
+		told:       map[string]told{},
 		belongings: map[watch.Kind]map[string]*belonging{watch.Volume: {}, watch.Network: {}},
 		owners:     map[string]map[string]bool{},
 		busy:       map[string]bool{},
+	}
+	if proc != nil {
+		e.clients = newClientFinder(proc, host)
 	}
 	e.SetRules(&watch.Rules{})
 	return e
@@ -446,6 +456,10 @@ func (e *Engine) forget(id string) {
 	}
 	delete(e.containers, id)
 	delete(e.others, id)
+	if _, shown := e.told[id]; shown {
+		delete(e.told, id)
+		e.clients.forget(id)
+	}
 }
 
 // Stop signals the container's init. It does so at once, while anything asked of the engine takes 15 ms or more.

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -32,6 +33,10 @@ func (e *Engine) concerns(msg events.Message) (changed []change) {
 		if e.hasBelongings() {
 			changed = append(changed, whoUses)
 		}
+	case events.ActionDetach:
+		if e.clients != nil {
+			e.clients.detached(msg.Actor.ID)
+		}
 	case events.ActionStart, events.ActionRestart, events.ActionDie, events.ActionPause, events.ActionUnPause, events.ActionRename:
 	default:
 		return nil
@@ -44,14 +49,18 @@ func (e *Engine) concerns(msg events.Message) (changed []change) {
 
 // concernsContainer reports whether the container that an event is about is a sandbox, or may be, or an owner.
 func (e *Engine) concernsContainer(msg events.Message) bool {
-	if e.rules.Load().mayMatch(msg) {
+	rules := e.rules.Load()
+	if rules.mayMatch(msg) {
 		return true
 	}
 	id, name := msg.Actor.ID, msg.Actor.Attributes["name"]
+	gone := msg.Action == events.ActionDestroy || msg.Action == events.ActionRemove
 	e.mu.Lock()
 	known := e.containers[id] != nil
+	_, shown := e.told[id]
 	e.mu.Unlock()
-	return known || len(e.claimed(id, name)) > 0
+	// Those that the client finder has to see, or has seen.
+	return known || shown && gone || !shown && !gone && rules.clients || len(e.claimed(id, name)) > 0
 }
 
 // concernsBelonging is about volumes and networks. Their events do not carry labels, so each that is made is looked at.
@@ -93,6 +102,9 @@ func (e *Engine) follow(ctx context.Context, cli *client.Client, changed *change
 			}
 			e.post(found...)
 		}
+		if news := e.clientNews(); len(news) > 0 {
+			e.post(news...)
+		}
 		e.belongingsChanged(ctx, cli, rest)
 	}
 }
@@ -119,7 +131,7 @@ func (e *Engine) look(ctx context.Context, cli *client.Client, id string) ([]wat
 			return nil, err
 		case seen.watched:
 			found = append(found, watch.SandboxSeen{Sandbox: seen.sandbox, Asked: asked})
-			found = append(found, seen.more...)
+			found = append(append(found, e.clientsOf(seen.sandbox)...), seen.more...)
 			for _, ref := range references(seen.sandbox.Terms) {
 				found = append(found, e.lookForOwner(ctx, cli, ref)...)
 			}
@@ -136,12 +148,15 @@ func (e *Engine) look(ctx context.Context, cli *client.Client, id string) ([]wat
 
 // A glance is what one look has in common for all containers that it finds.
 type glance struct {
-	rules   *ruleset
-	existed uint64 // when the engine had answered, see [watch.Sandbox]
+	rules     *ruleset
+	existed   uint64                     // when the engine had answered, see [watch.Sandbox]
+	clientele func() (*clientele, error) // who lived then; only looked for if it matters
 }
 
 // glance belongs right behind an answer of the engine's.
-func (e *Engine) glance() *glance { return &glance{existed: e.ticks(), rules: e.rules.Load()} }
+func (e *Engine) glance() *glance {
+	return &glance{existed: e.ticks(), rules: e.rules.Load(), clientele: sync.OnceValues(e.clientele)}
+}
 
 // ticks is the time by the clock that processes are dated with, or 0 if the containers are not on this machine (D5).
 func (e *Engine) ticks() uint64 {
@@ -303,6 +318,7 @@ type sighting struct {
 
 // sandbox makes a sandbox of what an inspect told, and holds its init.
 func (e *Engine) sandbox(c container.InspectResponse, g *glance) (sighting, error) {
+	e.ask(c, g)
 	terms, watched := e.terms(c.ID, facts(c), g)
 	if !watched {
 		e.mu.Lock()
@@ -332,16 +348,22 @@ func (e *Engine) sandbox(c container.InspectResponse, g *glance) (sighting, erro
 // down may not decide because one above it could not (W5).
 func (e *Engine) terms(id string, f watch.Facts, g *glance) (watch.Terms, bool) {
 	if g.rules.wantsClient(f) {
-		return e.before(id, f.Labels)
+		e.mu.Lock()
+		t, ok := e.told[id]
+		e.mu.Unlock()
+		if !ok || t.doubt {
+			return e.before(id, f.Labels, g)
+		}
+		f.Client = t.had
 	}
 	return g.rules.Terms(f)
 }
 
-// before are the terms on which a container has been watched until now, or else those of its own labels.
-func (e *Engine) before(id string, labels map[string]string) (watch.Terms, bool) {
+// before are the terms on which a container has been watched by these rules until now, or else those of its own labels.
+func (e *Engine) before(id string, labels map[string]string, g *glance) (watch.Terms, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if c := e.containers[id]; c != nil && c.watched {
+	if c := e.containers[id]; c != nil && c.watched && c.by == g.rules {
 		return c.terms, true
 	}
 	return watch.ParseTerms(labels)
@@ -401,7 +423,7 @@ func (e *Engine) remember(s watch.Sandbox, full container.InspectResponse, g *gl
 
 // update takes in that the container was just seen to exist, and on what terms it is watched.
 func (c *known) update(terms watch.Terms, g *glance) (existed uint64) {
-	c.terms, c.watched = terms, true
+	c.terms, c.by, c.watched = terms, g.rules, true
 	if c.existed == 0 {
 		c.existed = g.existed // later ones are only greater
 	}
@@ -509,6 +531,7 @@ func (e *Engine) List(ctx context.Context) ([]watch.Event, error) {
 	}
 	e.prune(all, asked)
 	found = append(append(found, listed), behind...)
+	found = append(append(found, e.clientNews()...), e.clientsOf(listed.Sandboxes...)...)
 	for ref := range refs {
 		found = append(found, e.lookForOwner(ctx, cli, ref)...)
 	}
@@ -531,6 +554,12 @@ func (e *Engine) prune(all []container.Summary, asked time.Time) {
 	}
 	for id, c := range e.others {
 		if !listed[id] && c.seen.Before(asked) {
+			e.forget(id)
+		}
+	}
+	for id, t := range e.told {
+		// It may have gone while the finder was asked about it.
+		if !listed[id] && e.containers[id] == nil && t.seen.At.Before(asked) {
 			e.forget(id)
 		}
 	}
@@ -570,9 +599,14 @@ func (e *Engine) listed(ctx context.Context, cli *client.Client, line container.
 		f.Image, sure = stranger.image, true
 	}
 	e.mu.Unlock()
-	sure = (sure || !g.rules.images) && !g.rules.wantsClient(f)
+	sure = sure || !g.rules.images
+	show := e.unasked(line.ID, g)
+	if show {
+		_, err := g.clientele()
+		show = err == nil
+	}
 	terms, watched := e.terms(line.ID, f, g)
-	if !sure || watched && !known {
+	if !sure || show || watched && !known {
 		full, err := inspect(ctx, cli, line.ID)
 		if errdefs.IsNotFound(err) {
 			return sighting{} // it went meanwhile
@@ -583,7 +617,7 @@ func (e *Engine) listed(ctx context.Context, cli *client.Client, line container.
 			}
 		}
 		if !sure {
-			terms, watched = e.before(line.ID, line.Labels)
+			terms, watched = e.before(line.ID, line.Labels, g)
 		}
 	}
 	if !watched {

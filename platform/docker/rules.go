@@ -14,15 +14,16 @@ import (
 // A ruleset is the rules of a host, with what follows from them here.
 type ruleset struct {
 	*watch.Rules
-	images bool // some rule asks for an image
-	hidden bool // some rule asks for a label that an event may not show
+	images  bool // some rule asks for an image
+	clients bool // some rule asks for clients
+	hidden  bool // some rule asks for a label that an event may not show
 }
 
 // hiding are the attributes of an event that stand in the place of labels with the same key. Docker's are the first two.
 var hiding = []string{"name", "image", "containerExitCode", "podId"}
 
 func newRuleset(rules *watch.Rules) *ruleset {
-	r := &ruleset{Rules: rules}
+	r := &ruleset{Rules: rules, clients: rules.Clients()}
 	for _, rule := range rules.List {
 		r.images = r.images || rule.Match.Image.Given()
 		for _, label := range rule.Match.Labels {
@@ -36,13 +37,13 @@ func newRuleset(rules *watch.Rules) *ruleset {
 // next list tells. It is safe for concurrent use.
 func (e *Engine) SetRules(rules *watch.Rules) { e.rules.Store(newRuleset(rules)) }
 
-// mayMatch reports whether the container that an event is about may be one that is watched. An event has a container's
-// labels among its attributes, and its name and image.
+// mayMatch reports whether the container that an event is about may be one that is watched, apart from its clients. An
+// event has a container's labels among its attributes, and its name and image.
 func (r *ruleset) mayMatch(msg events.Message) bool {
 	attributes := msg.Actor.Attributes
 	f := watch.Facts{Kind: watch.Container, Name: attributes["name"], Image: attributes["image"], Labels: attributes}
 	_, watched := r.Terms(f)
-	return watched || r.hidden || r.WantsClient(f)
+	return watched || r.hidden
 }
 
 // wantsClient reports whether it matters to the terms of a container if a client that started it is known.

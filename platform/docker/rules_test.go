@@ -60,7 +60,7 @@ func TestMayMatch(t *testing.T) {
 		{"by name", []watch.Rule{rule(t, "r", nobody, "name:agent-*")}, event(), true},
 		{"by one of two", []watch.Rule{rule(t, "r", nobody, "name:server-*", "image:agents/*")}, event(), false},
 		{"by the second rule", []watch.Rule{rule(t, "r", nobody, "name:server-*"), rule(t, "s", nobody, "name:agent-*")}, event(), true},
-		{"perhaps by its client", []watch.Rule{rule(t, "r", watch.Evidence{Client: true}, "name:*")}, event(), true},
+		{"by its client alone", []watch.Rule{rule(t, "r", watch.Evidence{Client: true}, "name:*")}, event(), false}, // see patrons.go
 		{"protected", []watch.Rule{rule(t, "r", nobody, "name:*")}, event("other.manager", "1"), true},
 		{"a rule about volumes", []watch.Rule{{Name: "r", Kind: watch.Volume, Match: match(t, "name:*")}}, event(), false},
 		// A label called name would not be seen behind the container's name.

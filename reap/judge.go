@@ -148,10 +148,18 @@ func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Ju
 	switch {
 	case e.InUse:
 		return Judgement{Reason: InUse, Owner: j.Owner, Detail: "a container refers to it, or somebody uses it; else it would go, because " + string(j.Reason)}
+	case e.ID.Kind == watch.File && pol.mayTell(p, e, now):
+		return Judgement{Reason: InUse, Owner: j.Owner, Detail: "it may tell who owns a container of its rule that is kept; else it would go, because " + string(j.Reason)}
 	case len(t.States) > 0 && !slices.Contains(t.States, e.State):
 		return Judgement{Reason: NotOwned, Owner: j.Owner, Detail: fmt.Sprintf("its rule is only about those that are %s, and it is %s; else it would go, because %s", words(t.States), e.State, j.Reason)}
 	}
 	return j
+}
+
+// mayTell reports whether a file may be needed to judge a container. One that an owner left behind may hold the socket that he
+// is known by, so it stays as long as a container of its rule does of which nobody can tell (R8).
+func (pol Policy) mayTell(p *watch.Picture, e *watch.Entry, now time.Time) bool {
+	return slices.ContainsFunc(p.Unowned(e.Terms.Rule), func(id watch.ID) bool { return pol.Judge(p, p.Entry(id), now).Verdict == Keep })
 }
 
 func words(states []watch.State) string {

@@ -293,7 +293,25 @@ func (p *Picture) forget(id ID) *Entry {
 	delete(p.sandboxes, id)
 	p.agenda.forget(id)
 	p.unfile(e)
+	if id.Kind == Container && !e.Terms.ownLabels() && p.rules[e.Terms.Rule] > 0 {
+		for other, f := range p.sandboxes {
+			if other.Kind == File && f.Terms.Rule == e.Terms.Rule {
+				p.agenda.touch(other)
+			}
+		}
+	}
 	return e
+}
+
+// Unowned returns, in order, the containers of a rule of which no living owner is known.
+func (p *Picture) Unowned(rule string) (ids []ID) {
+	for id, e := range p.sandboxes {
+		if id.Kind == Container && e.Terms.Rule == rule && e.Owner().Life != Alive {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, ID.Compare)
+	return ids
 }
 
 func (p *Picture) applyInitExited(ev InitExited) {

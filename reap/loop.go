@@ -92,7 +92,9 @@ type Loop struct {
 	ended     bool            // a scan has ended since the start
 	alarmed   map[string]bool // rules of which there are more sandboxes than there should be
 	undurable bool            // the docket could not be written
-	unseen    error           // what the latest scan could not list
+	scanning  bool            // a scan is under way,
+	missed    error           // and could not list this
+	unseen    error           // what the latest scan that has ended could not list
 }
 
 // NewLoop returns a loop that has not run yet.
@@ -220,13 +222,17 @@ func (l *Loop) fold(ev watch.Event) {
 	switch ev := ev.(type) {
 	case watch.ScanBegun:
 		l.Owners.Check()
-		l.unseen = nil
+		l.scanning, l.missed = true, nil
 	case watch.ScanEnded:
 		l.tellScan(ev)
-		l.ended = true
+		l.ended, l.scanning, l.unseen = true, false, l.missed
 		l.status.Scanned = l.status.Scanned || ev.Failed == 0
 	case watch.ListFailed:
-		l.unseen = errors.Join(l.unseen, ev.Err)
+		if l.scanning {
+			l.missed = errors.Join(l.missed, ev.Err)
+		} else {
+			l.unseen = errors.Join(l.unseen, ev.Err)
+		}
 		l.listFailed(ev)
 	case watch.Listed:
 		l.sourceBack(listOf(ev.Kind))

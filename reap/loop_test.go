@@ -485,6 +485,25 @@ func TestOnceSaysWhatItCouldNotSee(t *testing.T) {
 	})
 }
 
+// Several things may ask for a scan at the start. That another one has begun does not undo what the first could not see.
+func TestOnceSaysWhatItCouldNotSeeAlsoAtTheBeginningOfAnotherScan(t *testing.T) {
+	onStand(t, once, func(s *stand) {
+		s.inbox.Post(
+			watch.ScanBegun{At: time.Now()},
+			watch.ListFailed{Kind: watch.Processes, At: time.Now(), Err: errBusy},
+			watch.ScanEnded{At: time.Now(), Failed: 1},
+			watch.ScanBegun{At: time.Now()},
+		)
+		s.settle()
+		if err, ended := s.result(); !ended || err != nil {
+			t.Errorf("ended %v: %v", ended, err)
+		}
+		if !errors.Is(s.loop.ScanError(), errBusy) {
+			t.Errorf("the scan failed: %v, want %v", s.loop.ScanError(), errBusy)
+		}
+	})
+}
+
 func TestDryRunOnlySaysWhatItWouldDo(t *testing.T) {
 	onStand(t, func(c *reap.Config) { c.DryRun = true }, func(s *stand) {
 		s.owners.live(100)

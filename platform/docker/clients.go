@@ -49,6 +49,7 @@ type started struct {
 	by    []call  // who may have started it
 	has   *caller // in the assignment; nil: it is in doubt
 	doubt string  // why nothing is known of its client; "": something is. It is for good.
+	gone  bool    // it exists no more, and still has its client for itself
 	asked bool    // somebody asked
 	told  answer  // and was told this
 }
@@ -192,31 +193,41 @@ func (b *book) release(c *started) {
 	}
 	for _, other := range b.containers {
 		for i, call := range other.by {
-			if other.has != call.caller && call.caller.vague && call.caller.named != other.id {
-				other.by[i].firm = false
-			}
+			other.by[i].firm = call.firm && !call.caller.vague
 		}
 	}
 }
 
-// forget drops a container that is gone.
+// forget takes in that a container is gone. For as long as one of those lives that may have started it, that one is kept
+// from others, so that nobody rests on a client which is about to end: see sweep.
 func (b *book) forget(id string) {
 	c := b.containers[id]
-	if c == nil {
-		return
-	}
-	if c.doubt == "" {
+	switch {
+	case c == nil || c.gone:
+	case c.doubt != "":
+		delete(b.containers, id)
+	default:
 		b.draw()
-		c.by = slices.DeleteFunc(c.by, func(call call) bool { return !c.may(call.caller) })
+		c.by = slices.DeleteFunc(c.by, func(call call) bool { return call.caller != c.has && !(call.firm && c.may(call.caller)) })
+		c.gone = true
+		b.changed = true
 	}
-	b.release(c)
-	delete(b.containers, id)
-	b.changed = true
+}
+
+// sweep drops the containers that are gone and of whose clients none lives.
+func (b *book) sweep(lives func(*caller) bool) {
+	for id, c := range b.containers {
+		if c.gone && (c.doubt != "" || !slices.ContainsFunc(c.by, func(call call) bool { return lives(call.caller) })) {
+			b.release(c)
+			delete(b.containers, id)
+			b.changed = true
+		}
+	}
 }
 
 // leave takes in that somebody detached from a container and left it to itself.
 func (b *book) leave(id string) {
-	if c := b.containers[id]; c != nil && c.doubt == "" {
+	if c := b.containers[id]; c != nil && c.doubt == "" && !c.gone {
 		b.release(c)
 		c.doubt = whyLeft
 		b.changed = true
@@ -310,6 +321,12 @@ func (c *started) answer() answer {
 		return cmp.Or(cmp.Compare(a.Process.Start, b.Process.Start), cmp.Compare(a.Process.PID, b.Process.PID))
 	})
 	return a
+}
+
+// older reports whether a caller can have been there before a container was created, whose first process started then, in
+// clock ticks after boot; 0: that is not known.
+func (k *caller) older(created time.Time, first uint64) bool {
+	return !k.born.After(created.Add(clockSlack)) && (first == 0 || k.process.Start <= first)
 }
 
 // foreground returns why no client stays with a container, or "" if one may.

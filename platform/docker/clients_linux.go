@@ -120,6 +120,7 @@ func (f *clientFinder) publish(c *clientele) {
 			f.book.name(k, k.file)
 		}
 	}
+	f.book.sweep(func(k *caller) bool { return f.callers[k.process] == k })
 }
 
 func (f *clientFinder) walk() (*clientele, error) {
@@ -179,8 +180,8 @@ func (c *clientele) of(full container.InspectResponse) (clients []watch.Client, 
 	if err != nil {
 		return nil, fmt.Sprintf("created %q: %v", full.Created, err)
 	}
-	// A client is older than the first process of its container. That of a later run is a bound as well, if a weaker one.
-	before := c.startOf(full.State)
+	// That of a later run is a bound as well, if a weaker one.
+	first := c.startOf(full.State)
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -191,11 +192,9 @@ func (c *clientele) of(full container.InspectResponse) (clients []watch.Client, 
 		}
 		var may []*caller
 		for _, k := range c.all {
-			if k.born.After(created.Add(clockSlack)) || before != 0 && k.process.Start > before ||
-				!slices.ContainsFunc(k.requests, func(r request) bool { return r.fits(full) }) {
-				continue
+			if k.older(created, first) && slices.ContainsFunc(k.requests, func(r request) bool { return r.fits(full) }) {
+				may = append(may, k)
 			}
-			may = append(may, k)
 		}
 		s = c.book.enter(full.ID, full.Config.OpenStdin, may)
 	}
@@ -227,7 +226,7 @@ func (f *clientFinder) changed() (events []watch.Event) {
 	f.book.changed = false
 	f.book.draw()
 	for _, s := range f.book.containers {
-		if now := s.answer(); s.asked && !now.equal(s.told) {
+		if now := s.answer(); s.asked && !s.gone && !now.equal(s.told) {
 			s.told = now
 			events = append(events, watch.ClientsSeen{
 				ID:      watch.ID{Kind: watch.Container, Name: s.id},

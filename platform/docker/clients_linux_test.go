@@ -465,6 +465,16 @@ func TestAdoptedClient(t *testing.T) {
 	if clients, why := s.ask(id); len(clients) != 1 || len(clients[0].Speakers) > 0 {
 		t.Errorf("clients %+v (%s), want one without speakers", clients, why)
 	}
+	h, err := s.proc.Open(s.only(id).PID)
+	must(t, err)
+	defer h.Close()
+	if pid, err := parentOf(h); err != nil || pid == a.cmd.Process.Pid {
+		t.Errorf("the parent is %d, %v", pid, err)
+	} else if parent, err := s.parent(h); pid == 1 && err == nil {
+		t.Errorf("PID 1 is a parent like any: %v", parent.Process())
+	} else if err == nil {
+		_ = parent.Close()
+	}
 }
 
 func TestNoClient(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/google/go-cmp/cmp"
@@ -171,6 +172,9 @@ func (l ledger) says() map[string]string {
 	l.draw()
 	says := map[string]string{}
 	for id, s := range l.containers {
+		if s.gone {
+			continue
+		}
 		a := s.answer()
 		var names []string
 		for _, c := range a.clients {
@@ -188,8 +192,8 @@ func (l ledger) says() map[string]string {
 	return says
 }
 
-// TestBook tells stories, a step a line: a container and who may have started it, "x gone", "x left", or "k is x" for an
-// ID file.
+// TestBook tells stories, a step a line: a container and who may have started it, "x gone", "x left", "k dead", or
+// "k is x" for an ID file.
 func TestBook(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -213,12 +217,16 @@ func TestBook(t *testing.T) {
 		{"who is in doubt is nobody's only client", []string{"a: k", "b: k", "c: k"}, map[string]string{"a": whyTooMany, "b": whyTooMany, "c": whyVague}},
 		{"who is in doubt still keeps", []string{"a: k", "b: k", "c: k l"}, map[string]string{"a": whyTooMany, "b": whyTooMany, "c": "k l"}},
 
-		{"a client is not used twice", []string{"a: k", "a gone", "b: k"}, map[string]string{"b": whyVague}},
-		{"a client of one that is gone still keeps", []string{"a: k", "a gone", "b: k l"}, map[string]string{"b": "k l"}},
+		{"a client is not used twice", []string{"a: k", "a gone", "b: k"}, map[string]string{"b": whyTooMany}},
+		{"a client of one that is gone is nobody else's", []string{"a: k", "a gone", "b: k l"}, map[string]string{"b": "l"}},
 		{"one of two is gone", []string{"a: k l", "b: k l", "a gone"}, map[string]string{"b": "k l"}},
-		{"one of two is gone, and there is a third", []string{"a: k l", "b: k l", "a gone", "c: k l"}, map[string]string{"b": "k l", "c": whyVague}},
-		{"what was excluded comes back weaker", []string{"a: k", "b: k l", "a gone"}, map[string]string{"b": "k l"}},
-		{"and nothing rests on it", []string{"a: k", "b: k l", "a gone", "c: l"}, map[string]string{"b": whyTooMany, "c": whyTooMany}},
+		{"one of two is gone, and there is a third", []string{"a: k l", "b: k l", "a gone", "c: k l"}, map[string]string{"b": whyTooMany, "c": whyTooMany}},
+		{"gone, and so is its client", []string{"a: k", "b: k l", "a gone", "k dead"}, map[string]string{"b": "k l"}},
+		{"what was excluded comes back, and nothing rests on it", []string{"a: k", "b: k l", "a gone", "k dead", "c: l"}, map[string]string{"b": whyTooMany, "c": whyTooMany}},
+		{"one whose client is another's is gone", []string{"a: k", "b: k l", "b gone", "l dead", "c: k"}, map[string]string{"a": whyTooMany, "c": whyTooMany}},
+		{"gone in doubt", []string{"a: k", "b: k", "a gone", "b gone", "c: k"}, map[string]string{"c": whyVague}},
+		{"gone, and then in doubt", []string{"a: k", "a gone", "b: k", "c: k l"}, map[string]string{"b": whyTooMany, "c": "k l"}},
+		{"gone twice, and left", []string{"a: k", "a gone", "a gone", "a left", "b: k l"}, map[string]string{"b": "l"}},
 		{"gone and never shown", []string{"a gone", "a left"}, map[string]string{}},
 
 		{"an ID file", []string{"a: k l", "b: k l", "k is a"}, map[string]string{"a": "k", "b": "l"}},
@@ -246,6 +254,8 @@ func TestBook(t *testing.T) {
 					l.name(l.caller(subject), object)
 				case strings.HasSuffix(step, "gone"):
 					l.forget(id)
+				case strings.HasSuffix(step, "dead"):
+					l.sweep(func(k *caller) bool { return k != l.caller(id) })
 				case strings.HasSuffix(step, "left"):
 					l.leave(id)
 				}
@@ -435,6 +445,9 @@ func TestBookKeepsTheTrueClient(t *testing.T) {
 				did = append(did, truth[id]+" is "+id)
 				l.name(l.caller(truth[id]), id)
 			}
+			if random.IntN(3) == 0 {
+				l.sweep(func(k *caller) bool { return living[nameOfCaller(l, k)] })
+			}
 			says := l.says()
 			for id, k := range truth {
 				if l.containers[id].doubt != "" {
@@ -449,6 +462,66 @@ func TestBookKeepsTheTrueClient(t *testing.T) {
 	}
 	if named < 5000 {
 		t.Errorf("clients were named %d times only", named)
+	}
+}
+
+func nameOfCaller(l ledger, k *caller) string {
+	for name, other := range l.callers {
+		if other == k {
+			return name
+		}
+	}
+	return ""
+}
+
+// TestBookForgets: beside a container that stays, thousands come and go, and leave nothing.
+func TestBookForgets(t *testing.T) {
+	for _, story := range [][]string{{"a: k"}, {"a: k l", "b: k l"}, {"a: k", "b: k"}, {"a: k l", "b: k l", "b gone"}} {
+		l := newLedger()
+		for _, step := range story {
+			if id, callers, shown := strings.Cut(step, ":"); shown {
+				l.show(id, callers)
+			} else {
+				l.forget(strings.Fields(step)[0])
+			}
+		}
+		before := len(l.containers)
+		for i := range 1000 {
+			id, k := fmt.Sprintf("c%d", i), fmt.Sprintf("k%d", i)
+			l.show(id, "k "+k)
+			if why := l.containers[id].doubt; why != "" {
+				t.Fatalf("%q: %s is in doubt: %s", story, id, why)
+			}
+			l.forget(id)
+			dead := l.caller(k)
+			l.sweep(func(k *caller) bool { return k != dead })
+		}
+		if after := len(l.containers); after != before {
+			t.Errorf("%q: %d containers are kept, were %d", story, after, before)
+		}
+	}
+}
+
+// TestOlder: by both clocks.
+func TestOlder(t *testing.T) {
+	created := time.Unix(1000, 0)
+	for _, tt := range []struct {
+		born  time.Time
+		start uint64
+		first uint64
+		want  bool
+	}{
+		{created.Add(-time.Hour), 5, 0, true},
+		{created.Add(-time.Hour), 5, 5, true},
+		{created.Add(-time.Hour), 5, 4, false},
+		{created.Add(clockSlack), 5, 6, true},
+		{created.Add(clockSlack + 1), 5, 6, false},
+		{created.Add(clockSlack + 1), 5, 0, false},
+	} {
+		k := &caller{process: watch.Process{PID: 1, Start: tt.start}, born: tt.born}
+		if got := k.older(created, tt.first); got != tt.want {
+			t.Errorf("born %v, started %d, before %d: %t, want %t", tt.born, tt.start, tt.first, got, tt.want)
+		}
 	}
 }
 

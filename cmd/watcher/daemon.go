@@ -67,6 +67,7 @@ func (o *options) runDaemon(ctx context.Context) error {
 		return err
 	}
 	defer parts.close()
+	parts.remember(o.stateDirectory(), !o.dryRun, log)
 	unit, err := newUnit(log)
 	if err != nil {
 		return err

@@ -51,7 +51,7 @@ func (o *options) survey(ctx context.Context) (*pass, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := runPass(ctx, c, quiet(), o.docket(c), true)
+	p, err := o.runPass(ctx, c, quiet(), true)
 	if err != nil {
 		return nil, err
 	}

@@ -28,12 +28,14 @@ type pass struct {
 
 // runPass scans once, and reaps what is to be reaped unless dry. The error is for what kept it from looking at all, or
 // for an interrupt.
-func runPass(ctx context.Context, c *config, log *slog.Logger, docket *reap.Docket, dry bool) (*pass, error) {
+func (o *options) runPass(ctx context.Context, c *config, log *slog.Logger, dry bool) (*pass, error) {
 	parts, err := assemble(c)
 	if err != nil {
 		return nil, err
 	}
 	defer parts.close()
+	parts.remember(o.stateDirectory(), !dry, log)
+	docket := o.docket(c)
 	settings := parts.loop(c, log, docket)
 	p := &pass{policy: settings.Policy, rules: c.rules(), picture: settings.Picture, ends: map[watch.ID]reap.Reported{}}
 	settings.DryRun, settings.Once = dry, true
@@ -94,7 +96,7 @@ func (o *options) runOnce(ctx context.Context, stdout, stderr io.Writer) error {
 	// A terminal that goes away ends a pass in order; a daemon is told by this signal to read its configuration again.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
 	defer stop()
-	p, passErr := runPass(ctx, c, log, docket, o.dryRun)
+	p, passErr := o.runPass(ctx, c, log, o.dryRun)
 	closeLog()
 	if p == nil {
 		return passErr

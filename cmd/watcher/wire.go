@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"path/filepath"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -94,6 +95,19 @@ func (p *parts) follow(rules *watch.Rules) error {
 	p.files.SetRules(rules)
 	p.engine.SetRules(rules)
 	return nil
+}
+
+// clientsDir is the folder in the state directory that keeps which clients were found for containers.
+const clientsDir = "clients"
+
+// remember has the engine remember clients through restarts; without write it only reads what a daemon has noted.
+func (p *parts) remember(stateDir string, write bool, log *slog.Logger) {
+	tell := func(err error) {
+		log.Warn("a client found for a container is not remembered through a restart", watch.KeyError, err)
+	}
+	if err := p.engine.Remember(statedir.NewNotes(filepath.Join(stateDir, clientsDir)), write, tell); err != nil {
+		tell(err)
+	}
 }
 
 func (p *parts) close() {

@@ -49,6 +49,7 @@ type Engine struct {
 
 	clients *clientFinder // nil where processes cannot be seen
 	answers sync.Mutex    // held from an answer of the finder's until it is noted
+	memory  *memory
 
 	mu         sync.Mutex
 	cli        *client.Client // nil while there is no connection

@@ -545,6 +545,7 @@ func (e *Engine) prune(all []container.Summary, asked time.Time) {
 	for _, c := range all {
 		listed[c.ID] = true
 	}
+	e.memory.prune(listed, asked)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for id, c := range e.containers {

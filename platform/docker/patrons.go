@@ -57,6 +57,10 @@ func (e *Engine) ask(c container.InspectResponse, g *glance) {
 	e.answers.Lock()
 	defer e.answers.Unlock()
 	clients, why := found.of(c)
+	if before := e.memory.recall(c.ID); len(before) > 0 && (len(clients) > 0 || why == whyNobody) {
+		// They, or who spoke to them, may have died while we were away.
+		clients, why = before, ""
+	}
 	t := told{had: len(clients) > 0, seen: watch.ClientsSeen{
 		ID: watch.ID{Kind: watch.Container, Name: c.ID}, Clients: clients, At: time.Now(), Detail: why,
 	}}
@@ -70,6 +74,9 @@ func (e *Engine) ask(c container.InspectResponse, g *glance) {
 	e.mu.Lock()
 	e.told[c.ID] = t
 	e.mu.Unlock()
+	if t.had {
+		e.memory.keep(c.ID, clients)
+	}
 }
 
 // clientsOf are what is known of the clients of containers that are watched, as events.
@@ -97,12 +104,16 @@ func (e *Engine) clientNews() (found []watch.Event) {
 	for _, ev := range e.clients.changed() {
 		seen := ev.(watch.ClientsSeen)
 		e.mu.Lock()
-		if t, ok := e.told[seen.ID.Name]; ok && t.had {
+		t, ok := e.told[seen.ID.Name]
+		if ok && t.had {
 			t.seen = seen
 			e.told[seen.ID.Name] = t
 			found = append(found, seen)
 		}
 		e.mu.Unlock()
+		if ok && t.had {
+			e.memory.keep(seen.ID.Name, seen.Clients)
+		}
 	}
 	return found
 }

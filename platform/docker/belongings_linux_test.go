@@ -320,7 +320,7 @@ func removeBelonging(t *testing.T, kind watch.Kind, b *bench) {
 	second := b.name(kind)
 	slot = b.thing(kind, second, map[string]string{watch.LabelTTL: "1h"})
 	id = b.made(e, r, 0, kind, second).ID
-	must(t, New(b.Host(), nil, nil).adapter(kind).RemoveOnce(t.Context(), id))
+	must(t, New(b.Host(), nil, nil).RemoveOnce(t.Context(), id))
 	if b.exists(kind, slot) {
 		t.Error("still there")
 	}
@@ -636,6 +636,11 @@ func TestBelongingsUnseen(t *testing.T) {
 		e, _ := connect(t, p.url)
 		if events, err := e.Volumes().List(t.Context()); err == nil || len(events) > 0 {
 			t.Errorf("List = %+v, %v", events, err)
+		}
+	})
+	t.Run("another kind", func(t *testing.T) {
+		if err := New("", nil, nil).RemoveOnce(t.Context(), watch.ID{Kind: watch.File, Name: "/tmp/x"}); err == nil {
+			t.Error("RemoveOnce of a file = nil")
 		}
 	})
 	t.Run("without a session", func(t *testing.T) {

@@ -431,8 +431,16 @@ func listenerOf(conn net.Conn) (pid int, err error) {
 	return pid, errors.Join(err, credErr)
 }
 
-// RemoveOnce is [Engine.Remove] on a connection of its own, for those who have no session.
+// RemoveOnce removes a container, volume or network, as [Engine.Remove] and [Belongings.Remove] do, on a connection of its
+// own, for those who have no session.
 func (e *Engine) RemoveOnce(ctx context.Context, id watch.ID) error {
+	switch id.Kind {
+	case watch.Container:
+	case watch.Volume, watch.Network:
+		return e.adapter(id.Kind).RemoveOnce(ctx, id)
+	default:
+		return fmt.Errorf("remove %s: it is not an engine's", id)
+	}
 	cli, err := e.dial(ctx)
 	if err != nil {
 		return e.hint(err)

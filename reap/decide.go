@@ -128,8 +128,8 @@ func (pol Policy) confirmed(p *watch.Picture, e *watch.Entry) bool {
 // nextStep says which step of a reap comes next and when. NoStep means that the next move is not ours.
 func (pol Policy) nextStep(p *watch.Picture, e *watch.Entry) (do watch.Step, at time.Time) {
 	do, at = pol.stepAfter(e)
-	if e.ID.Kind == watch.File && e.Progress.Begun.IsZero() && len(p.Unowned(e.Terms.Rule)) > 0 {
-		// It may be evidence (R8). The end of the last such container makes it due.
+	if e.ID.Kind == watch.File && e.Progress.Begun.IsZero() && len(p.Unheard(e.Terms.Rule)) > 0 {
+		// It may be evidence of one of them (R8). The end of the last makes it due.
 		return watch.NoStep, time.Time{}
 	}
 	if do == watch.Remove && !p.Present(e.ID.Kind) {

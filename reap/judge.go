@@ -156,10 +156,10 @@ func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Ju
 	return j
 }
 
-// mayTell reports whether a file may be needed to judge a container. One that an owner left behind may hold the socket that he
-// is known by, so it stays as long as a container of its rule does of which nobody can tell (R8).
+// mayTell reports whether a file may be needed to judge a container: it may hold the socket that an owner is known by, so it
+// stays as long as a container of its rule does of which nobody can tell (R8).
 func (pol Policy) mayTell(p *watch.Picture, e *watch.Entry, now time.Time) bool {
-	return slices.ContainsFunc(p.Unowned(e.Terms.Rule), func(id watch.ID) bool { return pol.Judge(p, p.Entry(id), now).Verdict == Keep })
+	return slices.ContainsFunc(p.Unheard(e.Terms.Rule), func(id watch.ID) bool { return pol.Judge(p, p.Entry(id), now).Verdict == Keep })
 }
 
 func words(states []watch.State) string {

@@ -78,10 +78,11 @@ func TestALeftoverIsKeptWithAContainerOfWhichNobodyCanTell(t *testing.T) {
 	})
 }
 
-// The containers of the living, and those of other rules, have nothing to do with it.
-func TestALeftoverGoesBesideContainersOfTheLiving(t *testing.T) {
+// The containers of the living, those of other rules, and those that no socket is asked for, have nothing to do with it.
+func TestALeftoverGoesBesideOtherContainers(t *testing.T) {
 	onStand(t, withFiles, func(s *stand) {
-		s.run(leftover("f"), agent("other", ownedBy(aSocket), func(s *watch.Sandbox) { s.Terms.Rule = "another" }))
+		s.run(leftover("f"), agent("other", ownedBy(aSocket), func(s *watch.Sandbox) { s.Terms.Rule = "another" }),
+			agent("kept", ownedBy(aProgram, aPID), func(s *watch.Sandbox) { s.Terms.Keep = true }))
 		s.pass(time.Minute)
 		s.run(agent("a"))
 		s.inbox.Post(heard("a", watch.Alive), counted())

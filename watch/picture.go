@@ -303,10 +303,11 @@ func (p *Picture) forget(id ID) *Entry {
 	return e
 }
 
-// Unowned returns, in order, the containers of a rule of which no living owner is known.
-func (p *Picture) Unowned(rule string) (ids []ID) {
+// Unheard returns, in order, the containers of a rule whose owner may be known by a socket, and of which no living owner is.
+func (p *Picture) Unheard(rule string) (ids []ID) {
 	for id, e := range p.sandboxes {
-		if id.Kind == Container && e.Terms.Rule == rule && e.Owner().Life != Alive {
+		asks := slices.ContainsFunc(e.Owners, func(o Owner) bool { return o.Claim.Kind == SocketClaim })
+		if id.Kind == Container && e.Terms.Rule == rule && asks && e.Owner().Life != Alive {
 			ids = append(ids, id)
 		}
 	}

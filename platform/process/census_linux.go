@@ -325,12 +325,8 @@ type visit struct {
 func (c *Census) visit() (*visit, error) {
 	c.mu.Lock()
 	v := visit{census: c, programs: c.programs, follow: c.follow, suspects: map[string][]watch.Member{}}
-	closed := c.closed
 	c.mu.Unlock()
-	switch {
-	case closed:
-		return nil, os.ErrClosed
-	case len(v.programs) == 0:
+	if len(v.programs) == 0 {
 		return nil, nil
 	}
 	var err error

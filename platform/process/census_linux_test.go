@@ -839,6 +839,31 @@ func TestCensusOfOddities(t *testing.T) {
 	}
 }
 
+// P6 and P7: who is known to be of a program, and cannot be read any more, may be of the others.
+func TestCensusOfTheVeiled(t *testing.T) {
+	m := newMock(t)
+	name, other := unique("agent"), unique("other")
+	o := processtest.StartProgram(t, processtest.Program(t, name), "x")
+	m.real(o.PID())
+	w := newTownOf(t, m.host, name, other)
+	l := w.list()
+	found := w.member(l, name, o)
+	w.stranger(l, other, o.PID())
+	if err := os.Remove(filepath.Join(m.root, strconv.Itoa(o.PID()))); err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", o.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.add(o.PID(), file{name: "exe"}, file{name: "cmdline", content: "x"}, file{name: "stat", content: string(stat)})
+	l = w.list()
+	w.member(l, name, o)
+	if maybe, ok := l.of(other, o.PID()); !ok || maybe.Life != watch.Unknown || maybe.Process != found.Process {
+		t.Errorf("listed %+v, want %+v unknown", l[other], found.Process)
+	}
+}
+
 // A process whose memory hangs, as one that has it in a file of a server that is away, holds up who reads its arguments.
 func TestCensusHangs(t *testing.T) {
 	m := newMock(t)
@@ -886,43 +911,61 @@ func TestCensusHangs(t *testing.T) {
 	w.member(l, name, another)
 }
 
-// TestFollowDuringALook: whoever was let go of in between would be lacking in a list of this look.
-func TestFollowDuringALook(t *testing.T) {
-	m := newMock(t)
+// TestDuringALook: whoever was let go of in between would be lacking in the list that this look makes.
+func TestDuringALook(t *testing.T) {
 	name := unique("agent")
-	o := processtest.StartProgram(t, processtest.Program(t, name), "x")
-	m.real(o.PID())
-	m.add(inMock, file{name: "exe", content: "/bin/other", kind: link}, file{name: "cmdline", kind: fifo})
-	fifo := filepath.Join(m.root, strconv.Itoa(inMock), "cmdline")
-	w := newTownOf(t, m.host, name)
-	type result struct {
-		events []watch.Event
-		err    error
-	}
-	ended := make(chan result, 1)
-	begun := time.Now()
-	go func() {
-		events, err := w.List(t.Context())
-		ended <- result{events, err}
-	}()
-	f := reader(t, fifo)
-	w.follow()
-	w.follow(name)
-	replaced := time.Now()
-	if err := os.Remove(fifo); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	r := receive(t, ended)
-	if r.err != nil {
-		t.Fatal(r.err)
-	}
-	l := w.read(r.events, begun, time.Now())
-	w.member(l, name, o)
-	if asked := r.events[0].(watch.ProgramListed).Asked; asked.Before(replaced) {
-		t.Errorf("asked %s, and the programs were replaced %s", asked, replaced)
+	for _, tt := range []struct {
+		name  string
+		do    func(w *town)
+		again bool // the look begins again
+		want  error
+	}{
+		{"nothing happens", func(*town) {}, false, nil},
+		{"other programs are followed", func(w *town) {
+			w.follow()
+			w.follow(name)
+		}, true, nil},
+		{"all are let go of", func(w *town) { w.Close() }, false, os.ErrClosed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMock(t)
+			o := processtest.StartProgram(t, processtest.Program(t, name), "x")
+			m.real(o.PID())
+			m.add(inMock, file{name: "exe", content: "/bin/other", kind: link}, file{name: "cmdline", kind: fifo})
+			fifo := filepath.Join(m.root, strconv.Itoa(inMock), "cmdline")
+			w := newTownOf(t, m.host, name)
+			type result struct {
+				events []watch.Event
+				err    error
+			}
+			ended := make(chan result, 1)
+			begun := time.Now()
+			go func() {
+				events, err := w.List(t.Context())
+				ended <- result{events, err}
+			}()
+			f := reader(t, fifo)
+			under := time.Now()
+			tt.do(w)
+			if err := os.Remove(fifo); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			r := receive(t, ended)
+			if !errors.Is(r.err, tt.want) {
+				t.Fatalf("List = %v, %v; want %v", r.events, r.err, tt.want)
+			}
+			if tt.want != nil {
+				return
+			}
+			l := w.read(r.events, begun, time.Now())
+			w.member(l, name, o)
+			if asked := r.events[0].(watch.ProgramListed).Asked; asked.After(under) != tt.again {
+				t.Errorf("asked %s, under way %s, begins again: %t", asked, under, tt.again)
+			}
+		})
 	}
 }
 

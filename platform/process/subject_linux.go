@@ -106,22 +106,15 @@ func (s *subject) readOnce(name string) (int, error) {
 // none any more.
 func (s *subject) stat(in string) (st stat, err error) {
 	const most = 4096 // four times what it can be
-	for range looks {
-		var data []byte
-		data, _, err = s.read(in+"stat", most)
-		switch {
-		case gone(err):
-			return stat{}, ErrGone
-		case err == nil:
-			st, err = parseStat(data)
-		}
-		if err != nil {
-			return stat{}, fmt.Errorf("read the stat of process %d: %w", s.pid, err)
-		}
-		if st.threads > 0 {
-			break
-		}
-		// The leader has just been reaped. It is the end of the process, or another thread has its place.
+	data, _, err := s.read(in+"stat", most)
+	if gone(err) {
+		return stat{}, ErrGone
+	}
+	if err == nil {
+		st, err = parseStat(data)
+	}
+	if err != nil {
+		return stat{}, fmt.Errorf("read the stat of process %d: %w", s.pid, err)
 	}
 	return st, nil
 }

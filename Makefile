@@ -1,4 +1,4 @@
-# Targets for users: build, install, uninstall, demo, test. For engineers: test-engines, lint, vuln, fuzz, proof, mutants, chaos, bench.
+# Targets for users: build, install, uninstall, demo, test. For engineers: test-engines, lint, vuln, fuzz, proof, mutants, chaos, crowd, bench.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := build
@@ -129,6 +129,12 @@ CHAOS_N ?= 1000
 .PHONY: chaos
 chaos: testdeps
 	WATCHER_CHAOS_N=$(CHAOS_N) $(GO) test ./cmd/watcher $(RACE) -run '^TestChaos$$' -count=1 -v -timeout 30m
+
+# A host full of sandboxes, half of them with a dead owner, with a table of how long it took. CROWD_N is how many each has.
+CROWD_N ?= 500
+.PHONY: crowd
+crowd: testdeps
+	WATCHER_CROWD_N=$(CROWD_N) $(GO) test ./cmd/watcher -run '^TestCrowd$$' -count=1 -v -timeout 90m | grep -v '^ *{"time"'
 
 # Forty mistakes in the core, one at a time: the tests must notice each. WATCHER_MUTANTS may be a part of one's story.
 WATCHER_MUTANTS ?= all

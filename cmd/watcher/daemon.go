@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -76,7 +77,7 @@ func (o *options) runDaemon(ctx context.Context) error {
 	settings.DryRun, settings.Each, settings.Pulse = o.dryRun, unit.tell, unit.interval
 	log.Info("started", watch.KeyEvent, watch.EventStarted, "version", version, "engine", parts.engine.Host(), "config", c.file, "dry_run", o.dryRun)
 	listening := func(ctx context.Context) error { return listen(ctx, log, parts) }
-	reloading := func(ctx context.Context) error { return o.reload(ctx, hangups, log, c, parts, unit.manager) }
+	reloading := func(ctx context.Context) error { return o.reload(ctx, hangups, log, c, parts, unit) }
 	err = runGroup(ctx, reap.NewLoop(settings), parts.engine.Run, listening, parts.census.Run, reloading, parts.scanner.Run)
 	if err := unit.manager.Stopping(); err != nil {
 		log.Debug("could not tell systemd", watch.KeyError, err)
@@ -89,14 +90,14 @@ func (o *options) runDaemon(ctx context.Context) error {
 }
 
 // reload reads the configuration again at each SIGHUP, until ctx ends. One with a fault changes nothing.
-func (o *options) reload(ctx context.Context, hangups <-chan os.Signal, log *slog.Logger, c *config, p *parts, manager systemd.Notifier) error {
+func (o *options) reload(ctx context.Context, hangups <-chan os.Signal, log *slog.Logger, c *config, p *parts, u *unit) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-hangups:
 		}
-		notice := manager.Reloading()
+		ended := u.reloading()
 		fresh, err := o.load()
 		if err == nil {
 			err = p.follow(fresh.rules())
@@ -104,21 +105,37 @@ func (o *options) reload(ctx context.Context, hangups <-chan os.Signal, log *slo
 		if err != nil {
 			log.Error("the configuration has a fault; the old one stays in force", watch.KeyEvent, watch.EventReloadFailed, watch.KeyError, err)
 		} else {
-			select {
-			case p.policies <- fresh.policy():
-			case <-ctx.Done():
-				return ctx.Err()
+			if err := p.adopt(ctx, fresh); err != nil {
+				return err
 			}
-			p.scanner.SetInterval(fresh.Scan.Interval)
 			log.Info("read the configuration again", watch.KeyEvent, watch.EventReloaded, "config", fresh.file, "rules", len(fresh.rules().List))
 			if fresh.Docker.Host != c.Docker.Host {
 				log.Warn("another engine needs a restart; the old one stays", "engine", c.Docker.Host, "wanted", fresh.Docker.Host)
 			}
 		}
-		if err := errors.Join(notice, manager.Ready()); err != nil {
-			log.Debug("could not tell systemd", watch.KeyError, err)
+		ended()
+	}
+}
+
+// adopt has the loop go on with a configuration whose rules are followed. When it returns without an error they are in
+// force: what was known by others was looked at again.
+func (p *parts) adopt(ctx context.Context, fresh *config) error {
+	policy := fresh.policy()
+	tell := func() error {
+		select {
+		case p.policies <- policy:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
+	if err := tell(); err != nil {
+		return err
+	}
+	p.scanner.SetInterval(fresh.Scan.Interval)
+	p.scanner.Scan(ctx)
+	// The loop takes in what the scan has found together with this, and so before any death that comes now.
+	return tell()
 }
 
 // listen keeps listening to the process connector, where that can be had. Owners are held by pidfd as well, so without
@@ -198,7 +215,7 @@ type unit struct {
 	log      *slog.Logger
 	manager  systemd.Notifier
 	interval time.Duration // how often the watchdog wants to hear from us; 0: never
-	ready    bool
+	ready    atomic.Bool
 	said     string
 	pinged   time.Time
 }
@@ -217,9 +234,9 @@ func (u *unit) tell(s reap.Status) {
 		u.pinged = now
 		errs = append(errs, u.manager.Watchdog())
 	}
-	if s.Scanned && !u.ready {
+	if s.Scanned && !u.ready.Load() {
 		err := u.manager.Ready()
-		u.ready = err == nil
+		u.ready.Store(err == nil)
 		errs = append(errs, err)
 	}
 	if line := statusLine(s); line != u.said {
@@ -231,6 +248,20 @@ func (u *unit) tell(s reap.Status) {
 	}
 	if err := errors.Join(errs...); err != nil {
 		u.log.Debug("could not tell systemd", watch.KeyError, err)
+	}
+}
+
+// reloading says that a reload begins; what it returns says that it has ended. Before the start is complete neither says
+// anything, since the end of a reload means the same as that of the start.
+func (u *unit) reloading() (ended func()) {
+	if !u.ready.Load() {
+		return func() {}
+	}
+	begun := u.manager.Reloading()
+	return func() {
+		if err := errors.Join(begun, u.manager.Ready()); err != nil {
+			u.log.Debug("could not tell systemd", watch.KeyError, err)
+		}
 	}
 }
 

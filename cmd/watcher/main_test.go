@@ -11,8 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -29,7 +31,7 @@ import (
 // detector where they are.
 const asProgram = "WATCHER_TEST_MAIN"
 
-// crashAt names the boundary at which the program ends as by SIGKILL.
+// crashAt names the boundary at which the program ends as by SIGKILL, and how often it must be reached for that: stopped/1.
 const crashAt = "WATCHER_TEST_CRASH_AT"
 
 // lifelineAt names the descriptor that the program reads until the tests end, however they do: then it ends too.
@@ -50,9 +52,14 @@ func TestMain(m *testing.M) {
 				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			}()
 		}
-		if at := os.Getenv(crashAt); at != "" {
+		if at, times, ok := strings.Cut(os.Getenv(crashAt), "/"); ok {
+			n, err := strconv.ParseInt(times, 10, 64)
+			if err != nil {
+				panic(err)
+			}
+			var reached atomic.Int64
 			boundary = func(b reap.Boundary) {
-				if string(b) == at {
+				if string(b) == at && reached.Add(1) == n {
 					// As hard as the kernel's own: nothing is flushed, nobody is told.
 					_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 					select {}
@@ -199,8 +206,14 @@ func startDaemon(tb testing.TB, e *dockertest.Engine, args ...string) *daemon {
 // startCrashing is startDaemon for a daemon that is killed as soon as it reaches a boundary.
 func startCrashing(tb testing.TB, e *dockertest.Engine, at reap.Boundary, args ...string) *daemon {
 	tb.Helper()
+	return startCrashingLater(tb, e, at, 1, args...)
+}
+
+// startCrashingLater is startCrashing for a daemon that is killed when it reaches a boundary for the nth time.
+func startCrashingLater(tb testing.TB, e *dockertest.Engine, at reap.Boundary, n int, args ...string) *daemon {
+	tb.Helper()
 	cmd := program(tb, append([]string{"--docker-host", e.Host()}, args...)...)
-	cmd.Env = append(cmd.Env, crashAt+"="+string(at))
+	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%s/%d", crashAt, at, n))
 	return launchDaemon(tb, cmd)
 }
 

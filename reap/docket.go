@@ -118,18 +118,25 @@ const (
 	maxWords = 2 << 10
 )
 
-// fileID and fileKind are what an ID must look like to be part of a file's name. Containers' are 64 hex digits. A kind
-// has no dash, or the names of two sandboxes' records could be the same.
+// fileID and fileKind are what an ID must look like to be part of a file's name. Containers' are 64 hex digits, a volume's
+// has up to 255 characters of its name and the time of its creation. A kind has no dash, or the names of two sandboxes' records could be the same.
 var (
-	fileID   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+	fileID   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.@:+-]{0,299}$`)
 	fileKind = regexp.MustCompile(`^[a-z0-9]{1,32}$`)
 )
+
+// maxFileName is NAME_MAX of Linux's file systems.
+const maxFileName = 255
 
 func fileName(id watch.ID) (string, error) {
 	if !fileID.MatchString(id.Name) || !fileKind.MatchString(string(id.Kind)) {
 		return "", fmt.Errorf("docket: %q cannot be the name of a record", id)
 	}
-	return string(id.Kind) + "-" + id.Name + recordSuffix, nil
+	name := string(id.Kind) + "-" + id.Name + recordSuffix
+	if len(name) > maxFileName {
+		return "", fmt.Errorf("docket: %q is too long for the name of a record", id)
+	}
+	return name, nil
 }
 
 // Write records a case. It returns when the record would survive a crash of the machine.

@@ -342,7 +342,7 @@ func TestWhatCannotBeAFileNameIsRefused(t *testing.T) {
 		{Kind: watch.Container, Name: "-x"},
 		{Kind: watch.Container, Name: ".x"},
 		{Kind: watch.Container, Name: "é"},
-		{Kind: watch.Container, Name: strings.Repeat("x", 129)},
+		{Kind: watch.Container, Name: strings.Repeat("x", 260)},
 		{Kind: "", Name: "a"},
 		{Kind: "..", Name: "a"},
 		{Kind: "../dropped/container", Name: "a"},

@@ -223,7 +223,22 @@ func TestJudgeRules(t *testing.T) {
 		"owner-unknown: nobody said who started it":     {ruled(ownedBy(aClient)), []watch.Event{ours}, late, keeps(reap.OwnerUnknown)},
 		"owner-unknown: a client nobody looked at":      {ruled(ownedBy(aClient)), []watch.Event{ours, startedBy}, late, keeps(reap.OwnerUnknown)},
 		"owner-alive: a client":                         {ruled(ownedBy(aClient)), []watch.Event{ours, startedBy, bossLives}, late, reap.Judgement{Reason: reap.OwnerAlive, Owner: watch.Alive}},
-		"owner-exited: a client, which is no inference": {ruled(ownedBy(aClient)), []watch.Event{ours, startedBy, bossDead}, 3, reaps(reap.OwnerExited)},
+		"owner-exited: a client, which is no inference": {
+			ruled(ownedBy(aClient)), []watch.Event{ours, startedBy, bossDead, watch.SandboxSeen{Sandbox: ruled(ownedBy(aClient)), Asked: at(3)}}, 3,
+			reaps(reap.OwnerExited),
+		},
+		"R1 too-young: a client may have ended because its container did": {
+			ruled(ownedBy(aClient)), []watch.Event{ours, here, startedBy, bossDead}, 3,
+			reap.Judgement{Verdict: reap.Wait, Reason: reap.TooYoung, Owner: watch.Exited, Look: true},
+		},
+		"R1 owner-unknown: a client may have ended because its engine went away": {
+			ruled(ownedBy(aClient)),
+			[]watch.Event{
+				ours, here, startedBy, bossDead, watch.SourceLost{Kind: watch.Container, At: at(3)},
+				watch.SourceBack{Kind: watch.Container, At: at(time.Minute)}, watch.SandboxSeen{Sandbox: ruled(ownedBy(aClient)), Asked: at(time.Minute)},
+			}, late,
+			keeps(reap.OwnerUnknown),
+		},
 		"R1 owner-unknown: a client elsewhere":          {ruled(ownedBy(aClient)), []watch.Event{startedBy, bossDead}, late, keeps(reap.OwnerUnknown)},
 
 		"owner-unknown: a socket nobody looked at":   {ruled(ownedBy(aSocket)), []watch.Event{ours}, late, keeps(reap.OwnerUnknown)},

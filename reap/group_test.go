@@ -103,12 +103,14 @@ func TestAGroupStaysWhereNoContainerOfItWasReaped(t *testing.T) {
 func TestAGroupGoesAlsoWhereItIsListedLate(t *testing.T) {
 	docket := newState(t)
 	onStand(t, docket.with(withGroups), func(s *stand) {
+		v := belonging(watch.Volume, "v")
+		v.Created = v.Created.Add(-time.Minute)
 		s.run(born("a", labels{"owner": "100", "group": "g"}))
 		s.pass(time.Minute)
 		if got := s.engine.names(); len(got) > 0 {
 			t.Fatalf("left are %v", got)
 		}
-		s.engine.start(belonging(watch.Volume, "v"))
+		s.engine.start(v)
 		s.scan()
 		s.pass(time.Second)
 		if got := s.engine.names(); len(got) > 0 {
@@ -152,6 +154,7 @@ func TestR8AGroupOutlivesACrash(t *testing.T) {
 			}
 			onStand(t, docket.with(withGroups, watched), func(s *stand) {
 				v, n := belonging(watch.Volume, "v"), belonging(watch.Network, "n")
+				n.Created = n.Created.Add(-time.Minute)
 				if test.freed {
 					s.engine.freed = []watch.Sandbox{v, n}
 				}

@@ -311,6 +311,15 @@ func judgeClient(p *watch.Picture, e *watch.Entry, o *watch.Owner) Judgement {
 		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
 	case o.Life != watch.Exited:
 		return Judgement{Reason: OwnerUnknown, Detail: o.Detail}
+	case p.Away(e.ID.Kind, o.ExitedAt) && slices.ContainsFunc(o.Clients, func(c watch.Client) bool { return c.Process == o.Process }):
+		// The container may go on, as with live-restore, and its client would not know how to come back to it.
+		return Judgement{Reason: OwnerUnknown, Detail: "its engine went away at that time, and may have ended the client"}
+	case !e.Asked.After(o.ExitedAt):
+		// A client also ends when its container has, and what is known of that may be older.
+		return Judgement{
+			Verdict: Wait, Reason: TooYoung, Owner: watch.Exited, Look: p.Present(e.ID.Kind),
+			Detail: "its client has ended, and it has not been looked at since",
+		}
 	default:
 		return Judgement{Verdict: Reap, Reason: OwnerExited, Owner: watch.Exited}
 	}

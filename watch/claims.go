@@ -42,7 +42,11 @@ func (p *Picture) file(e *Entry, s Sandbox, asked time.Time) {
 	e.ID, e.Terms.Group, e.Terms.Rule = s.ID, s.Terms.Group, s.Terms.Rule
 	p.rules[s.Terms.Rule]++
 	if s.ID.Kind == Container && s.Terms.Group != "" {
-		p.group(s.Terms.Group).containers[s.ID] = struct{}{}
+		g := p.group(s.Terms.Group)
+		g.containers[s.ID] = struct{}{}
+		if s.Created.After(g.reaped) {
+			g.reaped, g.reason = time.Time{}, "" // the group lives on
+		}
 		p.learnGroup(s.Terms.Group)
 	}
 	e.Owners = nil
@@ -68,7 +72,7 @@ func (p *Picture) file(e *Entry, s Sandbox, asked time.Time) {
 			p.count = true
 			o.learnProgram(s, e.First, p.program(o.Claim.Program))
 		case GroupClaim:
-			o.learnGroup(p.group(o.Claim.Group))
+			o.learnGroup(s, e.First, p.group(o.Claim.Group))
 		}
 	}
 }
@@ -157,14 +161,15 @@ func (p *Picture) group(name string) *group {
 }
 
 func (p *Picture) learnGroup(name string) {
-	p.learn(groupKey(name), func(_ *Entry, o *Owner) {
+	p.learn(groupKey(name), func(e *Entry, o *Owner) {
 		if o.Claim.Kind == GroupClaim && o.Claim.Group == name {
-			o.learnGroup(p.group(name))
+			o.learnGroup(e.Sandbox, e.First, p.group(name))
 		}
 	})
 }
 
-// endOfGroup notes that a container is gone. If it was reaped, that condemns what belongs to its group.
+// endOfGroup notes that a container is gone. If it was reaped, that condemns what belongs to its group, as soon as no other
+// container of the group is left.
 func (p *Picture) endOfGroup(e *Entry, at time.Time) {
 	if e.ID.Kind == Container && e.Terms.Group != "" && !e.Progress.Begun.IsZero() {
 		g := p.group(e.Terms.Group)
@@ -179,7 +184,7 @@ func (p *Picture) applyClientsSeen(ev ClientsSeen) {
 	}
 	for i := range e.Owners {
 		o := &e.Owners[i]
-		if o.Claim.Kind != ClientClaim || len(o.Clients) > 0 && (len(ev.Clients) == 0 || ev.At.Before(o.Asked)) {
+		if o.Claim.Kind != ClientClaim || len(o.Clients) > 0 && ev.At.Before(o.Asked) {
 			continue
 		}
 		o.Asked, o.Detail = ev.At, ev.Detail

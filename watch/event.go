@@ -79,8 +79,8 @@ type (
 		Members []Member
 	}
 
-	// ClientsSeen says which clients may have started a container: one of them did. What is known is not forgotten when
-	// a later one says less.
+	// ClientsSeen says which clients may have started a container: one of them did. A later one replaces an earlier one: if
+	// it has none, there is doubt about those too, and the container is kept.
 	ClientsSeen struct {
 		ID      ID
 		Clients []Client

@@ -370,7 +370,7 @@ func (o *Owner) learnProgram(s Sandbox, first time.Time, p *program) {
 	for _, m := range p.members {
 		is, why := s.order(m.Process, m.Born)
 		switch {
-		case is == younger:
+		case is == younger, m.Process == s.Init: // its own first process, whatever that calls itself, does not own it
 		case m.Life == Exited:
 			if last.Process.PID == 0 || m.At.After(last.At) {
 				last = m
@@ -411,12 +411,15 @@ type group struct {
 	reason     string
 }
 
-func (o *Owner) learnGroup(g *group) {
+func (o *Owner) learnGroup(s Sandbox, first time.Time, g *group) {
 	switch {
 	case len(g.containers) > 0:
 		o.Life, o.ExitedAt, o.Detail = Alive, time.Time{}, ""
 	case g.reaped.IsZero():
 		o.Life, o.Detail = Unknown, "no container of its group has been reaped"
+	case first.After(g.reaped) && s.Created.Add(time.Second).After(g.reaped):
+		// The times of volumes have whole seconds.
+		o.Life, o.Detail = Unknown, "it is younger than the container of its group that was reaped"
 	default:
 		o.Reason = g.reason
 		o.exit(g.reaped)

@@ -454,11 +454,11 @@ func TestClientsAsOwners(t *testing.T) {
 			[]watch.Event{started(3, alone), dockerDies, started(6, alone, second)},
 			fate{Start: ticks(-1), ExitedAt: at(5), Detail: true},
 		},
-		{"later nobody can tell any more: it lives", s, []watch.Event{started(2, alone), dockerLives, none}, lives},
+		{"later nobody can tell any more: it lives", s, []watch.Event{started(2, alone), dockerLives, none}, fate{Start: ticks(-1), Detail: true}},
 		{
 			"later nobody can tell any more: it is dead", s,
 			[]watch.Event{started(2, alone), dockerDies, none},
-			fate{Life: watch.Exited, Start: ticks(-1), ExitedAt: at(5)},
+			fate{Start: ticks(-1), ExitedAt: at(5), Detail: true},
 		},
 		{
 			"W4: what was said before comes after what is said now", s,

@@ -16,6 +16,7 @@ type Picture struct {
 	dropped    map[ID]struct{}
 	namespaces map[Kind]NamespaceSeen
 	present    map[Kind]bool              // the kind's system can be reached
+	lost       map[Kind]time.Time         // when it was last found to be away
 	returned   map[Kind]time.Time         // when it came back, if it was away
 	claimants  map[string]map[ID]struct{} // sandboxes by what their claims name: see claimKey
 	programs   map[string]*program
@@ -36,6 +37,7 @@ func NewPicture(boot string) *Picture {
 		dropped:    map[ID]struct{}{},
 		namespaces: map[Kind]NamespaceSeen{},
 		present:    map[Kind]bool{},
+		lost:       map[Kind]time.Time{},
 		returned:   map[Kind]time.Time{},
 		listed:     map[Kind]time.Time{},
 		claimants:  map[string]map[ID]struct{}{},
@@ -89,6 +91,16 @@ func (p *Picture) Present(kind Kind) bool { return p.present[kind] }
 
 // Returned is when the system of a kind came back after it had been lost; the zero time if it never was.
 func (p *Picture) Returned(kind Kind) time.Time { return p.returned[kind] }
+
+// lostSlack is how much later than a client of a system, which hears of it on its own connection, we may hear that the
+// system went away.
+const lostSlack = 5 * time.Second
+
+// Away reports whether the system of a kind was away at a time, or went away at that time.
+func (p *Picture) Away(kind Kind, at time.Time) bool {
+	lost := p.lost[kind]
+	return !lost.IsZero() && !at.Before(lost.Add(-lostSlack)) && (!p.present[kind] || at.Before(p.returned[kind]))
+}
 
 // Listed is when the latest list of a kind was asked for.
 func (p *Picture) Listed(kind Kind) time.Time { return p.listed[kind] }
@@ -201,6 +213,9 @@ func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
 		p.present[ev.Kind] = true
 		p.retry(ev.Kind)
 	case SourceLost:
+		if p.present[ev.Kind] {
+			p.lost[ev.Kind] = ev.At
+		}
 		p.present[ev.Kind] = false
 	case CaseResumed:
 		p.applyCaseResumed(ev)

@@ -2,6 +2,7 @@ package watch
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path"
 	"regexp"
@@ -213,6 +214,9 @@ func (rule *Rule) apply(t *Terms, labels map[string]string, host string) {
 	e := rule.Owner
 	if e.PIDLabel != "" {
 		claim, err := ParsePIDLabel(labels[e.PIDLabel], host)
+		if _, given := labels[e.PIDLabel]; !given {
+			err = errors.New("the rule asks this label who owns it, and there is none")
+		}
 		if err != nil {
 			fault(fmt.Errorf("%s: %w", e.PIDLabel, err))
 		}
@@ -322,6 +326,10 @@ func (p Program) Matches(exe string, argv []string) bool {
 	if len(argv) > 0 {
 		// A process may put anything into its argv[0]: that can only keep a sandbox. A login shell has a dash there.
 		files = append(files, argv[0], strings.TrimPrefix(argv[0], "-"))
+	}
+	// What a script is called shows as the first argument of its interpreter that is no option.
+	if i := slices.IndexFunc(argv, func(arg string) bool { return !strings.HasPrefix(arg, "-") && arg != argv[0] }); i > 0 && len(p.args) == 0 {
+		files = append(files, argv[i])
 	}
 	named := slices.ContainsFunc(files, func(file string) bool {
 		return file != "" && (p.file.Matches(file) || p.file.Matches(path.Base(file)))

@@ -589,7 +589,7 @@ func TestProgramMatches(t *testing.T) {
 		{"kojuto", "", []string{"kojuto"}, true}, // its executable cannot be read
 		{"kojuto", "", nil, false},
 		{"kojuto", "/usr/bin/python3", []string{"/opt/kojuto"}, true},
-		{"kojuto", "/usr/bin/python3", []string{"python3", "kojuto"}, false},
+		{"kojuto", "/usr/bin/python3", []string{"python3", "kojuto"}, true}, // a script of that name
 		{"bash", "/bin/bash", []string{"-bash"}, true},
 		{"bash", "", []string{"-bash"}, true},
 		{"bash", "", []string{"--bash"}, false},

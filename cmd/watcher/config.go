@@ -36,7 +36,7 @@ type config struct {
 // protected are the labels by which other managers of containers mark what is theirs.
 var protected = []string{
 	"io.kubernetes.*", "com.hashicorp.nomad.*", "com.docker.swarm.*", "com.docker.compose.*",
-	"com.gitlab.gitlab-runner.managed",
+	"com.gitlab.gitlab-runner.managed", "devcontainer.*",
 }
 
 func defaults() *config {

@@ -216,7 +216,7 @@ func TestConfigDefaults(t *testing.T) {
 	}
 	for _, key := range []string{
 		"io.kubernetes.pod.name", "com.hashicorp.nomad.alloc_id", "com.docker.swarm.service.id", "com.docker.compose.project",
-		"com.gitlab.gitlab-runner.managed",
+		"com.gitlab.gitlab-runner.managed", "devcontainer.*",
 	} {
 		if !slices.ContainsFunc(c.Protect, func(p watch.Pattern) bool { return p.Matches(key) }) {
 			t.Errorf("%s is not protected", key)

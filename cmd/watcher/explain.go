@@ -287,6 +287,9 @@ func (x explanation) change() string {
 	o := x.entry.Owner()
 	switch x.verdict.Reason {
 	case reap.OwnerAlive:
+		if n := len(x.entry.Owners); n > 1 {
+			return fmt.Sprintf("it is reaped when all %d of its owners are dead", n)
+		}
 		switch o.Claim.Kind {
 		case watch.ProgramClaim:
 			return fmt.Sprintf("it is reaped when process %d and every other of %q that is older have exited", o.Process.PID, o.Claim.Program)
@@ -310,6 +313,9 @@ func (x explanation) change() string {
 	case reap.Protected:
 		return "a rule that serves this label, with the key serves"
 	case reap.NotOwned:
+		if len(x.entry.Terms.States) > 0 {
+			return "another state, of those that its rule is about; or time, if its rule gives it one"
+		}
 		return "nothing happens to it before its time is over, if it has one"
 	case reap.InUse:
 		return "it is reaped when nobody uses it any more"

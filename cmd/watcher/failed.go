@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"watcher/platform/docker"
+	"watcher/platform/statedir"
 	"watcher/reap"
 	"watcher/watch"
 )
@@ -156,7 +157,7 @@ func (o *options) retryFailed(ctx context.Context, stdout, stderr io.Writer, nam
 	}
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
-	err = docker.New(c.Docker.Host, nil, nil).RemoveOnce(ctx, letter.Sandbox())
+	err = removeOnce(ctx, c, letter.Sandbox())
 	step := fmt.Sprintf("remove %s %s (%s)", letter.Kind, shortID(letter.ID), letter.Name)
 	if err != nil {
 		fmt.Fprintf(stdout, "FAIL  %s: %v\n", step, err)
@@ -164,6 +165,15 @@ func (o *options) retryFailed(ctx context.Context, stdout, stderr io.Writer, nam
 	}
 	fmt.Fprintf(stdout, "ok    %s\n", step)
 	return docket.Close(letter.Sandbox())
+}
+
+func removeOnce(ctx context.Context, c *config, id watch.ID) error {
+	if id.Kind != watch.File {
+		return docker.New(c.Docker.Host, nil, nil).RemoveOnce(ctx, id)
+	}
+	files := statedir.NewLeftovers()
+	files.SetRules(c.rules())
+	return files.Remove(ctx, id)
 }
 
 func (o *options) writeLetters(w io.Writer, letters []reap.Case, now time.Time) error {

@@ -85,6 +85,14 @@ func newOwner(e *watch.Entry, j reap.Judgement) *owner {
 	return o
 }
 
+// state is the state as a table shows it. Only what can run has one worth a look.
+func (r row) state() string {
+	if r.Kind != watch.Container {
+		return "-"
+	}
+	return string(r.State)
+}
+
 // short is the owner as a table shows it.
 func (o *owner) short() string {
 	if o == nil {
@@ -160,7 +168,7 @@ func writeTable(w io.Writer, rows []row, now time.Time, withResult bool) error {
 	for _, r := range rows {
 		color := map[string]string{"reap": red, "wait": yellow}[r.Verdict]
 		line := fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", r.Kind, shortID(r.ID), cmp.Or(r.Name, "-"), age(now.Sub(r.Created)),
-			r.State, r.Owner.short(), paint(cmp.Or(color, green), r.Verdict), r.Reason)
+			r.state(), r.Owner.short(), paint(cmp.Or(color, green), r.Verdict), r.Reason)
 		if withResult {
 			line += "\t" + r.Result
 			if r.Error != "" {

@@ -316,6 +316,9 @@ func stays(program string, s settings) bool {
 	if s.on("detach") || s.on("help") {
 		return false
 	}
+	if _, given := s.last("sig-proxy"); given && !s.on("sig-proxy") {
+		return false // it is meant to be ended without its container
+	}
 	var attached []string
 	if program != composeProgram {
 		for _, streams := range s.all("attach") {

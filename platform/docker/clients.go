@@ -75,6 +75,7 @@ func (a answer) equal(b answer) bool {
 // Why nothing is known of the client of a container.
 const (
 	whyDetached  = "it was not started in the foreground"
+	whyTerminal  = "a client at a terminal can leave it by the detach keys, and nothing tells"
 	whyRestarts  = "its engine restarts it, whatever became of its client"
 	whyNobody    = "no client that lived when it was first seen can have started it"
 	whyVague     = "the clients that may have started it may have started others"
@@ -334,6 +335,8 @@ func foreground(c container.InspectResponse) (why string) {
 	switch policy := c.HostConfig.RestartPolicy; {
 	case !policy.IsNone():
 		return whyRestarts
+	case c.Config.Tty:
+		return whyTerminal
 	case !ofPodman(c) && !c.Config.AttachStdout && !c.Config.AttachStderr:
 		return whyDetached
 	default:
@@ -358,6 +361,7 @@ func (r request) fits(c container.InspectResponse) bool {
 	common := r.run.on("rm") == c.HostConfig.AutoRemove &&
 		(!named || name == strings.TrimPrefix(c.Name, "/")) &&
 		(len(r.args) == 0 || slices.Equal(r.args, c.Config.Cmd)) &&
+		r.restarts() == !c.HostConfig.RestartPolicy.IsNone() &&
 		r.hasLabels(c.Config.Labels)
 	if r.program == composeProgram {
 		return common && r.fitsService(c)
@@ -365,6 +369,12 @@ func (r request) fits(c container.InspectResponse) bool {
 	return common && r.run.on("interactive") == c.Config.OpenStdin && r.run.on("tty") == c.Config.Tty &&
 		c.Config.Labels[composeOneOff] == "" &&
 		r.hasVariables(c.Config.Env) && r.fitsEngine(c)
+}
+
+// restarts reports whether the engine was asked to restart the container.
+func (r request) restarts() bool {
+	policy := r.run.text("restart")
+	return policy != "" && policy != "no"
 }
 
 func (r request) fitsService(c container.InspectResponse) bool {

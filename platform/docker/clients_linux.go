@@ -363,6 +363,8 @@ func (d *door) admit(k *caller, h *process.Handle, dir string) error {
 	}
 	// Without it the engine cannot be told.
 	environ, _ := h.ReadFile("environ")
+	// One that asked an engine elsewhere may see our socket too. It keeps what it may have started, and no more.
+	k.vague = k.vague || slices.ContainsFunc(k.requests, func(r request) bool { return r.elsewhere(environ) })
 	kept, ok := bounded(func() []request {
 		seen := map[string]bool{}
 		sees := func(path string) bool {
@@ -477,6 +479,19 @@ func (r request) engine(environ []byte) (path string, told bool) {
 	// As podman understands it. For docker two slashes begin a relative path, which nobody uses.
 	path, ok := strings.CutPrefix(given, "unix:")
 	return filepath.Clean(path), ok && strings.HasPrefix(path, "/")
+}
+
+// elsewhere reports whether an engine was asked that is named otherwise than by the path of a socket.
+func (r request) elsewhere(environ []byte) bool {
+	host, name, variables := "host", "context", []string{client.EnvOverrideHost, "DOCKER_CONTEXT"}
+	if r.program == podmanProgram {
+		host, name, variables = "url", "connection", []string{"CONTAINER_HOST", "CONTAINER_CONNECTION"}
+	}
+	given := []string{r.global.text(host), r.global.text(name)}
+	for _, variable := range variables {
+		given = append(given, lookUp(environ, variable))
+	}
+	return slices.ContainsFunc(given, func(s string) bool { return s != "" && s != "default" && !strings.HasPrefix(s, "unix:") })
 }
 
 // alone reports whether it is podman that asks no engine and is one itself.

@@ -65,7 +65,7 @@ func (e *Engine) ask(c container.InspectResponse, g *glance) {
 		ID: watch.ID{Kind: watch.Container, Name: c.ID}, Clients: clients, At: time.Now(), Detail: why,
 	}}
 	switch {
-	case t.had, slices.Contains([]string{whyDetached, whyRestarts, whyNobody}, why):
+	case t.had, slices.Contains([]string{whyDetached, whyTerminal, whyRestarts, whyNobody}, why):
 	case slices.Contains([]string{whyVague, whyTooMany, whyOtherFile, whyLeft}, why):
 		t.doubt = true
 	default:

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -101,13 +100,14 @@ func (x explanation) write(w io.Writer) error {
 	if e.Image != "" {
 		line("image", "%s", printable(e.Image))
 	}
-	line("state", "%s, created %s ago at %s", e.State, age(x.now.Sub(e.Created)), e.Created.Local().Format(time.RFC3339))
+	line("state", "%s, created %s ago at %s", e.State, age(x.now.Sub(e.Created)), moment(e.Created))
 	line("rule", "%s", x.rule())
-	for _, said := range x.evidence() {
-		line("evidence", "%s", printable(said))
+	said := x.evidence()
+	for _, piece := range said {
+		line("evidence", "%s", printable(piece))
 	}
 	line("verdict", "%s, because %s", j.Verdict, j.Reason)
-	if j.Detail != "" {
+	if j.Detail != "" && !slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, j.Detail) }) {
 		line("that is", "%s", printable(j.Detail))
 	}
 	line("since", "%s", x.since())
@@ -121,12 +121,11 @@ func (x explanation) write(w io.Writer) error {
 
 // rule says by which rule the sandbox is watched, and why that is the one.
 func (x explanation) rule() string {
-	name := cmp.Or(x.entry.Terms.Rule, watch.RuleLabels)
-	i := slices.IndexFunc(x.rules.List, func(r watch.Rule) bool { return r.Name == name })
-	if i < 0 {
-		return name + ": it carries labels of watcher's own"
+	rule, ok := x.byRule()
+	if !ok {
+		return watch.RuleLabels + ": it carries labels of watcher's own"
 	}
-	rule := x.rules.List[i]
+	name := rule.Name
 	if x.entry.ID.Kind == watch.File {
 		return name + ": it matches files " + strings.Join(rule.Files, " or ")
 	}
@@ -146,6 +145,25 @@ func (x explanation) rule() string {
 	return fmt.Sprintf("%s, the first that matches: %s", name, strings.Join(because, ", "))
 }
 
+// byRule is the rule by which the sandbox is watched; false if that are watcher's own labels.
+func (x explanation) byRule() (watch.Rule, bool) {
+	i := slices.IndexFunc(x.rules.List, func(r watch.Rule) bool { return r.Name == x.entry.Terms.Rule })
+	if i < 0 {
+		return watch.Rule{}, false
+	}
+	return x.rules.List[i], true
+}
+
+// label is the label that names an owner: watcher's own, or the one that the rule has for that.
+func (x explanation) label(of func(watch.Evidence) string) string {
+	if rule, ok := x.byRule(); ok && of(rule.Owner) != "" {
+		return fmt.Sprintf("label %s, which rule %s reads,", of(rule.Owner), rule.Name)
+	}
+	return "label " + watch.LabelOwner
+}
+
+func moment(t time.Time) string { return t.Local().Format(time.RFC3339) }
+
 // evidence lists the pieces that were weighed, each with where it came from.
 func (x explanation) evidence() []string {
 	e := x.entry
@@ -153,25 +171,31 @@ func (x explanation) evidence() []string {
 	for i := range e.Owners {
 		said = append(said, x.weigh(&e.Owners[i])...)
 	}
-	if len(e.Owners) == 0 && e.Terms.Fault == "" {
-		switch {
-		case e.Terms.Ownerless:
-			said = append(said, "by its rule nobody owns it")
-		default:
-			said = append(said, "nothing names an owner")
-		}
+	switch {
+	case e.Terms.Fault != "":
+		said = append(said, "a label is malformed: "+e.Terms.Fault)
+	case e.Terms.Protected != "":
+		said = append(said, "label "+e.Terms.Protected+" is that of another manager")
+	case e.Terms.Ownerless:
+		said = append(said, "its rule says that nobody owns it")
+	case len(e.Owners) == 0:
+		said = append(said, "nothing says who owns it")
 	}
 	if ttl := e.Terms.TTL; ttl > 0 {
-		said = append(said, fmt.Sprintf("label %s gives it %s, until %s", watch.LabelTTL, ttl, e.Created.Add(ttl).Local().Format(time.RFC3339)))
+		said = append(said, fmt.Sprintf("label %s gives it %s, until %s", watch.LabelTTL, ttl, moment(e.Created.Add(ttl))))
 	}
 	if most := e.Terms.MaxAge; most > 0 {
-		said = append(said, fmt.Sprintf("its rule gives it %s, until %s", most, e.Created.Add(most).Local().Format(time.RFC3339)))
+		said = append(said, fmt.Sprintf("its rule gives it %s, until %s", most, moment(e.Created.Add(most))))
 	}
 	if end := e.Terms.Expires; !end.IsZero() {
-		said = append(said, "a label says that its time is over at "+end.Local().Format(time.RFC3339))
+		said = append(said, fmt.Sprintf("%s says that its time is over at %s", x.expiry(), moment(end)))
 	}
 	if e.InUse {
-		said = append(said, "it is in use")
+		who := "a container refers to it"
+		if e.ID.Kind == watch.File {
+			who = "somebody has it open"
+		}
+		said = append(said, "it is in use: "+who)
 	}
 	if e.Terms.Keep {
 		said = append(said, fmt.Sprintf("label %s pins it", watch.LabelKeep))
@@ -187,74 +211,71 @@ func (x explanation) weigh(o *watch.Owner) []string {
 	}
 	switch o.Claim.Kind {
 	case watch.ProcessClaim:
-		from := "label " + watch.LabelOwner
-		if x.entry.Terms.Rule != "" && x.entry.Terms.Rule != watch.RuleLabels {
-			from = "the label that its rule names"
-		}
+		from := x.label(func(e watch.Evidence) string { return e.PIDLabel })
 		said := []string{fmt.Sprintf("%s says process %s", from, o.Claim)}
 		switch {
 		case x.verdict.Reason == reap.Rebooted:
-			return append(said, "boot ID: another boot's")
+			return append(said, "boot ID: that is of an earlier boot, and no process outlives its boot")
 		case o.Life == watch.Alive:
-			return append(said, fmt.Sprintf("pidfd of %d: the process lives; it started at tick %d after boot", o.Process.PID, o.Process.Start))
+			return append(said, fmt.Sprintf("pidfd: process %d lives; it started at tick %d after boot", o.Process.PID, o.Process.Start))
 		case o.Replaced:
-			return append(said, fmt.Sprintf("process %d is a later one that was given the same PID", o.Claim.Process.PID))
+			return append(said, fmt.Sprintf("process %d is another one, which was given the same PID later", o.Claim.Process.PID))
 		case o.Life == watch.Exited:
-			return append(said, fmt.Sprintf("no process %d exists, or it is a zombie", o.Claim.Process.PID))
+			return append(said, fmt.Sprintf("/proc: process %d is dead; it is gone, or a zombie", o.Claim.Process.PID))
 		}
 		return append(said, unknown)
 	case watch.ContainerClaim:
-		said := []string{fmt.Sprintf("a label says container %s", o.Claim.Container)}
+		from := x.label(func(e watch.Evidence) string { return e.ContainerLabel })
+		said := []string{fmt.Sprintf("%s says container %s", from, o.Claim.Container)}
 		switch {
 		case o.Gone:
-			return append(said, "the engine has no such container any more")
+			return append(said, "the engine has no such container: it is gone, or the label is misspelt")
 		case o.Life == watch.Exited:
-			return append(said, fmt.Sprintf("the engine says that container %s exited at %s", shortID(o.Container), o.ExitedAt.Local().Format(time.RFC3339)))
+			return append(said, fmt.Sprintf("the engine says that container %s exited at %s", shortID(o.Container), moment(o.ExitedAt)))
 		case o.Life == watch.Alive:
 			return append(said, fmt.Sprintf("the engine has container %s, and it has not exited", shortID(o.Container)))
 		}
 		return append(said, unknown)
 	case watch.ProgramClaim:
-		said := []string{fmt.Sprintf("any process of %q that is older than the %s may own it", o.Claim.Program, x.entry.ID.Kind)}
+		said := []string{fmt.Sprintf("any process of %q may own it, if it is older than the %s", o.Claim.Program, x.entry.ID.Kind)}
 		switch o.Life {
 		case watch.Alive:
-			return append(said, fmt.Sprintf("/proc and a pidfd: process %d is one, and lives; it started at tick %d after boot", o.Process.PID, o.Process.Start))
+			return append(said, fmt.Sprintf("/proc: process %d is one, and lives; it started at tick %d after boot", o.Process.PID, o.Process.Start))
 		case watch.Exited:
-			return append(said, "/proc: there is none; newer ones, if any, do not count")
+			return append(said, "/proc: there is none; a newer one, if there is any, cannot have made it")
 		}
 		return append(said, unknown)
 	case watch.ClientClaim:
 		var said []string
 		for _, c := range o.Clients {
-			text := fmt.Sprintf("command line and start time: the client %d may have started it", c.Process.PID)
+			said = append(said, fmt.Sprintf("command line and start time: client %d may have started it", c.Process.PID))
 			for _, s := range c.Speakers {
-				text += fmt.Sprintf("; process %d speaks to it over standard input", s.PID)
+				said = append(said, fmt.Sprintf("/proc: process %d speaks to client %d over its standard input", s.PID, c.Process.PID))
 			}
-			said = append(said, text)
 		}
 		switch o.Life {
 		case watch.Alive:
-			return append(said, fmt.Sprintf("pidfds: the client %d lives, and whoever speaks to it", o.Process.PID))
+			return append(said, fmt.Sprintf("pidfd: client %d lives, and so does who speaks to it, if anybody does", o.Process.PID))
 		case watch.Exited:
 			return append(said, fmt.Sprintf("pidfd: process %d has exited", o.Process.PID))
 		}
 		return append(said, unknown)
 	case watch.SocketClaim:
-		said := []string{fmt.Sprintf("who listens on %s, as it sees it, may own it", o.Claim.Socket)}
+		said := []string{fmt.Sprintf("whoever listens on %s may own it; that is a path in the container", o.Claim.Socket)}
 		switch o.Life {
 		case watch.Alive:
-			return append(said, fmt.Sprintf("connect: process %d listens", o.Process.PID))
+			return append(said, fmt.Sprintf("connect: process %d listens there", o.Process.PID))
 		case watch.Exited:
-			return append(said, "connect: nobody listens")
+			return append(said, "connect: nobody listens there")
 		}
 		return append(said, unknown)
 	case watch.GroupClaim:
-		said := []string{fmt.Sprintf("label %s says that it belongs to %q", watch.LabelGroup, o.Claim.Group)}
+		said := []string{fmt.Sprintf("label %s says that it belongs to group %q", watch.LabelGroup, o.Claim.Group)}
 		switch o.Life {
 		case watch.Alive:
-			return append(said, "containers of the group exist")
+			return append(said, "the engine has containers of the group")
 		case watch.Exited:
-			return append(said, "the last container of the group was reaped")
+			return append(said, "watcher has reaped the last container of the group")
 		}
 		return append(said, o.Detail)
 	default:
@@ -268,62 +289,111 @@ func (x explanation) since() string {
 	died := e.Owner().ExitedAt
 	switch {
 	case j.Reason == reap.Expired && e.Terms.TTL > 0 && !x.now.Before(e.Created.Add(e.Terms.TTL)):
-		return e.Created.Add(e.Terms.TTL).Local().Format(time.RFC3339)
+		return moment(e.Created.Add(e.Terms.TTL))
 	case j.Reason == reap.Expired && !e.Terms.Expires.IsZero():
-		return e.Terms.Expires.Local().Format(time.RFC3339)
+		return moment(e.Terms.Expires)
 	case j.Reason == reap.Expired:
-		return e.Created.Add(e.Terms.MaxAge).Local().Format(time.RFC3339)
+		return moment(e.Created.Add(e.Terms.MaxAge))
 	case j.Owner == watch.Exited && !died.IsZero():
-		return died.Local().Format(time.RFC3339)
+		return moment(died)
 	case j.Owner == watch.Exited:
-		return "before this look; nobody saw the owner die"
+		return "not known; the owner was dead before this look"
 	default:
-		return e.Created.Local().Format(time.RFC3339) + ", when it was created"
+		return moment(e.Created) + ", its creation"
 	}
 }
 
 // change says what would change the verdict.
 func (x explanation) change() string {
-	o := x.entry.Owner()
 	switch x.verdict.Reason {
 	case reap.OwnerAlive:
-		if n := len(x.entry.Owners); n > 1 {
-			return fmt.Sprintf("it is reaped when all %d of its owners are dead", n)
+		text := x.death()
+		if end := x.end(); !end.IsZero() {
+			text += ", or at " + moment(end)
 		}
-		switch o.Claim.Kind {
-		case watch.ProgramClaim:
-			return fmt.Sprintf("it is reaped when process %d and every other of %q that is older have exited", o.Process.PID, o.Claim.Program)
-		case watch.ClientClaim:
-			return fmt.Sprintf("it is reaped when the client %d, or who speaks to it, has exited", o.Process.PID)
-		case watch.ContainerClaim:
-			return fmt.Sprintf("it is reaped when container %s has exited for longer than %s, or is removed", shortID(o.Container), x.policy.Grace)
-		case watch.GroupClaim:
-			return "it is reaped when the last container of its group has been reaped"
-		case watch.SocketClaim:
-			return fmt.Sprintf("it is reaped when nobody listens on %s any more", o.Claim.Socket)
-		default:
-			return fmt.Sprintf("it is reaped when process %d has exited", o.Process.PID)
-		}
+		return text
 	case reap.OwnerUnknown:
-		return "it is kept until what could not be told can be told"
+		return "it is kept until it can be told whether the owner lives"
 	case reap.BadLabel:
-		return "nothing but you: labels cannot be changed, so remove it yourself or make it anew"
+		return "nothing but you: a label cannot be changed, so remove it, or make it anew with another"
 	case reap.Pinned:
-		return "nothing but you: remove it yourself"
+		return "nothing but you: it is kept until you remove it"
 	case reap.Protected:
-		return "a rule that serves this label, with the key serves"
+		return fmt.Sprintf("a rule with serves = [%q], or a list protect without it", x.entry.Terms.Protected)
 	case reap.NotOwned:
-		if len(x.entry.Terms.States) > 0 {
-			return "another state, of those that its rule is about; or time, if its rule gives it one"
-		}
-		return "nothing happens to it before its time is over, if it has one"
+		return x.ground()
 	case reap.InUse:
-		return "it is reaped when nobody uses it any more"
+		return "it is reaped when nobody uses it"
 	case reap.TooYoung:
 		return "time, and what the next look finds"
 	case reap.Retrying:
-		return "the next attempt; watcher failed tells more"
+		return "the next attempt; see watcher failed"
 	default:
-		return "nothing: a running watcher reaps it at once, watcher --once when it is called"
+		return "nothing: a running watcher reaps it at once, and watcher --once when it is called"
 	}
+}
+
+// death says which death it waits for.
+func (x explanation) death() string {
+	o := x.entry.Owner()
+	if n := len(x.entry.Owners); n > 1 {
+		return fmt.Sprintf("it is reaped when all %d of its owners are dead", n)
+	}
+	switch o.Claim.Kind {
+	case watch.ProgramClaim:
+		return fmt.Sprintf("it is reaped when process %d and every other of %q that is older have exited", o.Process.PID, o.Claim.Program)
+	case watch.ClientClaim:
+		return fmt.Sprintf("it is reaped when the client %d, or who speaks to it, has exited", o.Process.PID)
+	case watch.ContainerClaim:
+		return fmt.Sprintf("it is reaped when container %s has exited for longer than %s, or is removed", shortID(o.Container), x.policy.Grace)
+	case watch.GroupClaim:
+		return "it is reaped when the last container of its group has been reaped"
+	case watch.SocketClaim:
+		return fmt.Sprintf("it is reaped when nobody listens on %s any more", o.Claim.Socket)
+	default:
+		return fmt.Sprintf("it is reaped when process %d has exited", o.Process.PID)
+	}
+}
+
+// end is when its time is over; zero if it has all the time.
+func (x explanation) end() (end time.Time) {
+	e := x.entry
+	for _, at := range []time.Time{e.Created.Add(e.Terms.TTL), e.Terms.Expires, e.Created.Add(e.Terms.MaxAge)} {
+		if at.After(e.Created) && (end.IsZero() || at.Before(end)) {
+			end = at
+		}
+	}
+	return end
+}
+
+// expiry is the label that says when its time is over.
+func (x explanation) expiry() string {
+	rule, _ := x.byRule()
+	return "label " + rule.ExpiresLabel
+}
+
+// ground says what has to happen to something that nobody owns.
+func (x explanation) ground() string {
+	end := x.end()
+	states := x.entry.Terms.States
+	switch {
+	case x.entry.Owner().Claim.Kind == watch.GroupClaim:
+		return "it is reaped when watcher has reaped a container of its group, and the group has none left"
+	case len(states) > 0 && !end.After(x.now):
+		return "it is reaped when it is " + orOf(states)
+	case len(states) > 0:
+		return fmt.Sprintf("it is reaped when it is %s, but not before %s", orOf(states), moment(end))
+	case !end.IsZero():
+		return "it is reaped at " + moment(end)
+	default:
+		return "nothing: nobody owns it, and it has all the time"
+	}
+}
+
+func orOf(states []watch.State) string {
+	words := make([]string, len(states))
+	for i, state := range states {
+		words[i] = string(state)
+	}
+	return strings.Join(words, " or ")
 }

@@ -36,8 +36,9 @@ type cast struct {
 	lives   int // processes that each number may have had in the end
 	bosses  int // names that containers which own sandboxes may have
 	boxes   []part
-	faults  int // how often in one history something may go wrong; -1: always
-	late    int // messages that may be under way at a time
+	runs    []int // which program each of the pids runs, from 1; none: no program
+	faults  int   // how often in one history something may go wrong; -1: always
+	late    int   // messages that may be under way at a time
 	foreign bool
 	without []verb // moves that nobody makes, where the size of the walk demands it
 	whole   bool   // the sandboxes are there and seen when the walk begins
@@ -54,6 +55,11 @@ type part struct {
 	asks    bool          // it is asked to end before it is killed
 	unheld  bool          // its init cannot be held
 	created time.Duration // how far the engine's clock is off
+
+	program int  // by its rule, any older process of this program may own it, besides what kind says; 0: none
+	existed bool // it is known by the kernel's clock when it existed
+	speaker int  // of a client: whoever speaks to it, as an index from 1; 0: nobody
+	decoy   int  // who may have been the client as well, as an index from 1; 0: nobody
 }
 
 type claimed uint8
@@ -65,6 +71,7 @@ const (
 	byBoot              // watcher.owner=PID:START:BOOT
 	byOtherBoot         // of an earlier boot
 	byContainer         // watcher.owner=container:NAME
+	byClient            // a rule says that its client owns it
 )
 
 // A host is the state of the model.
@@ -81,11 +88,14 @@ type host struct {
 
 	// What the adapters and the daemon around the core hold.
 	connected bool
+	parted    bool // the engine has gone away once
 	shared    bool // the daemon was told so
 	letters   []letter
 	pic       *watch.Picture
 	rescan    bool
-	listed    time.Time // when the latest list that arrived was asked for
+	counting  bool        // a look at all processes was asked for
+	listed    time.Time   // when the latest list that arrived was asked for
+	counted   []time.Time // the same of each program
 
 	wrong string // the first promise that was broken
 	story *strings.Builder
@@ -119,11 +129,16 @@ type boxTruth struct {
 	owner        int // which life of its PID or boss; 0: none
 	dropped      bool
 	lapsed       time.Time // when its owner, a container, had been down for the grace; zero: not, or it runs again and that is known
+	bereft       time.Time // since when no process of its program lives that is older; zero: one does
+	clients      []watch.Client
+	named        bool // the adapter knows them
+	unclear      bool // the engine went away, and may have ended them
 
-	condemned bool // a step was ordered, rightly
-	told      bool // the daemon knows that it was dropped
-	open      bool // the daemon has a case
-	recording bool // a Record step is under way
+	condemned bool   // a step was ordered, rightly
+	told      bool   // the daemon knows that it was dropped
+	open      bool   // the daemon has a case
+	owned     string // the owner that the case names
+	recording bool   // a Record step is under way
 	recordAt  time.Time
 	removing  bool // a Remove step is under way
 	recorded  bool // a Record step has ended in this life of the daemon, or the case was taken up
@@ -146,7 +161,10 @@ type letter struct {
 var epoch = time.Date(2026, 1, 2, 3, 4, 0, 0, time.UTC)
 
 func newHost(c *cast) *host {
-	h := &host{cast: c, now: epoch, faults: c.faults, up: true, pids: make([]pidTruth, c.pids), bosses: make([]bossTruth, c.bosses), boxes: make([]boxTruth, len(c.boxes))}
+	h := &host{
+		cast: c, now: epoch, faults: c.faults, up: true,
+		pids: make([]pidTruth, c.pids), bosses: make([]bossTruth, c.bosses), boxes: make([]boxTruth, len(c.boxes)), counted: make([]time.Time, c.programs()),
+	}
 	h.pic = watch.NewPicture(thisBoot)
 	for p := range h.pids {
 		h.pids[p] = pidTruth{births: []time.Time{h.now.Add(blink)}, alive: true}
@@ -187,6 +205,19 @@ func bossID(b, n int) string {
 	return "id-" + string(rune('a'+b)) + string(rune('0'+n%10)) + string(rune('0'+n/10))
 }
 
+// programs is how many there are.
+func (c *cast) programs() int { return slices.Max(append([]int{0}, c.runs...)) }
+
+// runsOf is which program a process runs.
+func (c *cast) runsOf(p int) int {
+	if p >= len(c.runs) {
+		return 0
+	}
+	return c.runs[p]
+}
+
+func programName(n int) string { return fmt.Sprintf("program%d", n) }
+
 // process is one life of a number. Its start counts milliseconds, the unit does not matter to the core.
 func (h *host) process(p, life int) watch.Process {
 	return watch.Process{PID: pidOf(p), Start: startAt(h.pids[p].births[life-1]), Boot: thisBoot}
@@ -223,9 +254,22 @@ func (h *host) terms(b int) watch.Terms {
 		}
 	case byContainer:
 		t.Owners = []watch.Claim{{Kind: watch.ContainerClaim, Container: bossName(part.who)}}
+	case byClient:
+		t.Owners = []watch.Claim{{Kind: watch.ClientClaim}}
+	}
+	if part.program > 0 {
+		t.Owners = append(t.Owners, watch.Claim{Kind: watch.ProgramClaim, Program: programName(part.program)})
+	}
+	if part.ruled() {
+		t.Rule = ruleName
 	}
 	return t
 }
+
+// ruled reports whether the owner of a sandbox is what a rule says.
+func (p part) ruled() bool { return p.program > 0 || p.kind == byClient }
+
+const ruleName = "rule"
 
 // What can happen.
 
@@ -253,6 +297,8 @@ const (
 	scan
 	scanFails
 	witness // the death of an owner
+	notice  // a process of a program appears or dies
+	count   // all processes are looked at
 	initDied
 	deliver // a message that was under way
 	repeat  // the same, and it will come again
@@ -267,7 +313,7 @@ const (
 
 var verbNames = [verbs]string{
 	"nothing", "tick", "create", "die", "reborn", "boss stops", "boss starts", "boss goes", "boss anew", "ends", "vanishes", "blur", "wedge",
-	"engine goes", "connect", "unshare", "look", "look at boss", "scan", "scan fails", "witness", "init died", "deliver", "repeat", "lose", "flood",
+	"engine goes", "connect", "unshare", "look", "look at boss", "scan", "scan fails", "witness", "notice", "count", "init died", "deliver", "repeat", "lose", "flood",
 	"recorded", "removed", "drop", "restart",
 }
 
@@ -287,8 +333,10 @@ func (h *host) span(v verb) (who, how int) {
 		return 1, 1
 	case dies, reborn, blur:
 		return len(h.pids), 1
-	case witness:
+	case witness, notice:
 		return len(h.pids), 2
+	case count:
+		return 1, 3
 	case bossStops, bossStarts, bossGoes, bossNew:
 		return len(h.bosses), 1
 	case lookBoss:
@@ -366,6 +414,11 @@ func (h *host) can(m move) bool {
 	case witness:
 		p := &h.pids[m.who]
 		return p.held > 0 && !p.buried && !(p.alive && p.held == len(p.births)) && lateOK
+	case notice:
+		// Of one that cannot be read nothing is told before a look at all.
+		return h.cast.runsOf(m.who) > 0 && !(h.pids[m.who].alive && h.pids[m.who].blurred) && lateOK
+	case count:
+		return h.counting && (m.how != 1 || lateOK)
 	case initDied:
 		b := &h.boxes[m.who]
 		return b.exists && b.dead && !h.cast.boxes[m.who].unheld && lateOK
@@ -401,6 +454,7 @@ func (h *host) do(m move) {
 		h.tick()
 	case dies:
 		h.pids[m.who].alive = false
+		h.bereave()
 	case reborn:
 		p := &h.pids[m.who]
 		p.births, p.alive = append(slices.Clip(p.births), h.now), true
@@ -424,11 +478,15 @@ func (h *host) do(m move) {
 	case wedge:
 		h.boxes[m.who].wedged = !h.boxes[m.who].wedged
 	case engineGoes:
-		h.up, h.connected = false, false
+		h.up, h.connected, h.parted = false, false, true
+		h.suspect()
 		h.apply(watch.SourceLost{Source: "docker", Kind: watch.Container, Err: errModel, At: h.now})
 		h.check()
 		h.run()
 	case connect:
+		if h.parted {
+			h.suspect()
+		}
 		h.up, h.connected = true, true
 		h.tellShared(!h.cast.foreign)
 		h.apply(watch.SourceBack{Source: "docker", Kind: watch.Container, At: h.now})
@@ -451,6 +509,18 @@ func (h *host) do(m move) {
 		h.run()
 	case witness:
 		h.send(m, h.bury(m.who))
+	case notice:
+		h.send(m, h.noticeOf(m.who))
+	case count:
+		h.counting = false
+		if m.how == 2 {
+			h.apply(watch.ListFailed{Kind: watch.Processes, At: h.now, Err: errModel})
+			h.run()
+			break
+		}
+		l := letter{about: count, asked: h.now}
+		h.countAll(&l, h.now)
+		h.send(m, l)
 	case initDied:
 		h.send(m, letter{
 			text: "init of " + boxName(m.who), about: initDied, who: m.who, asked: h.now,
@@ -529,6 +599,64 @@ func (h *host) create(b int) {
 		if h.lapsed(part.who) {
 			box.lapsed = h.now
 		}
+	case byClient:
+		client := watch.Client{Process: h.latest(part.who)}
+		if part.speaker > 0 {
+			client.Speakers = []watch.Process{h.latest(part.speaker - 1)}
+		}
+		box.clients = []watch.Client{client}
+		if part.decoy > 0 {
+			box.clients = append(box.clients, watch.Client{Process: h.latest(part.decoy - 1)})
+		}
+		h.identify(b)
+	}
+	h.bereave()
+}
+
+// latest is the last process that had a number.
+func (h *host) latest(p int) watch.Process { return h.process(p, len(h.pids[p].births)) }
+
+// suspect notes of which sandboxes the engine may have ended the client: it has just gone away, or comes back.
+func (h *host) suspect() {
+	for b := range h.boxes {
+		box := &h.boxes[b]
+		box.unclear = box.unclear || slices.ContainsFunc(box.clients, func(c watch.Client) bool { return !h.serves(c) })
+	}
+}
+
+// lives reports whether a process does.
+func (h *host) lives(process watch.Process) bool {
+	p := process.PID - pidOf(0)
+	return h.pids[p].alive && process == h.latest(p)
+}
+
+// serves reports whether a client lives and can be spoken to.
+func (h *host) serves(c watch.Client) bool {
+	return h.lives(c.Process) && !slices.ContainsFunc(c.Speakers, func(p watch.Process) bool { return !h.lives(p) })
+}
+
+// precedes reports whether a life of a number began before a sandbox was made.
+func (h *host) precedes(p, life, b int) bool {
+	return startAt(h.pids[p].births[life-1]) <= h.boxes[b].init.Start
+}
+
+// peopled reports whether a process of a sandbox's program lives that is older than the sandbox.
+func (h *host) peopled(b int) bool {
+	for p := range h.pids {
+		if h.pids[p].alive && h.cast.runsOf(p) == h.cast.boxes[b].program && h.precedes(p, len(h.pids[p].births), b) {
+			return true
+		}
+	}
+	return false
+}
+
+// bereave notes which sandboxes have no possible owner any more. None is born again.
+func (h *host) bereave() {
+	for b := range h.boxes {
+		box := &h.boxes[b]
+		if box.made && box.bereft.IsZero() && h.cast.boxes[b].program > 0 && !h.peopled(b) {
+			box.bereft = h.now
+		}
 	}
 }
 
@@ -559,6 +687,12 @@ func (h *host) read(l letter) {
 			if ev.Asked.After(h.listed) {
 				h.listed = ev.Asked
 			}
+		case watch.ProgramListed:
+			for n := range h.counted {
+				if ev.Program == programName(n+1) && ev.Asked.After(h.counted[n]) {
+					h.counted[n] = ev.Asked
+				}
+			}
 		case watch.ContainerSeen:
 			// That it runs again is known now.
 			for b, part := range h.cast.boxes {
@@ -574,6 +708,9 @@ func (h *host) read(l letter) {
 func (h *host) snapshot(b int) watch.Sandbox {
 	box := &h.boxes[b]
 	s := watch.Sandbox{ID: boxID(b), Name: boxName(b), State: watch.Stopped, Created: box.created, Terms: h.terms(b)}
+	if h.cast.boxes[b].existed && h.shared {
+		s.Existed = box.init.Start
+	}
 	if box.runs {
 		s.State = watch.Running
 		if !box.dead && !h.cast.boxes[b].unheld && h.shared {
@@ -599,7 +736,67 @@ func (h *host) lookAt(b int) letter {
 		l.since = boss.since
 		l.events = append(l.events, boss.events...)
 	}
+	h.nameClients(&l, b)
 	return l
+}
+
+// identify has the adapter find out who may have started a sandbox: it can while all of them live, and remembers it.
+func (h *host) identify(b int) {
+	if h.connected && !slices.ContainsFunc(h.boxes[b].clients, func(c watch.Client) bool { return !h.serves(c) }) {
+		h.boxes[b].named = true
+	}
+}
+
+// nameClients adds who may have started a sandbox.
+func (h *host) nameClients(l *letter, b int) {
+	if h.cast.boxes[b].kind != byClient {
+		return
+	}
+	h.identify(b)
+	box := &h.boxes[b]
+	ev := watch.ClientsSeen{ID: boxID(b), At: h.now, Detail: "nobody was looking"}
+	if box.named {
+		ev.Clients, ev.Detail = box.clients, ""
+	}
+	l.text += fmt.Sprintf("; %d clients of %s", len(ev.Clients), boxName(b))
+	l.events = append(l.events, ev)
+}
+
+// noticeOf is the news that a process of a program has appeared, or is dead.
+func (h *host) noticeOf(p int) letter {
+	life := len(h.pids[p].births)
+	l := letter{about: notice, who: p, asked: h.now, life: life}
+	m := h.member(p)
+	if m.Life = watch.Alive; !h.pids[p].alive {
+		m.Life, m.At = watch.Exited, h.now
+	}
+	l.text = fmt.Sprintf("%d/%d of %s is %s", pidOf(p), life, programName(h.cast.runsOf(p)), m.Life)
+	l.events = []watch.Event{watch.ProgramSeen{Program: programName(h.cast.runsOf(p)), Member: m, At: h.now}}
+	return l
+}
+
+func (h *host) member(p int) watch.Member {
+	births := h.pids[p].births
+	m := watch.Member{Process: h.latest(p), Born: births[len(births)-1], Life: watch.Alive}
+	if h.pids[p].blurred {
+		m.Life = watch.Unknown
+	}
+	return m
+}
+
+// countAll adds what a look at all processes finds. One that cannot be read may be of any program.
+func (h *host) countAll(l *letter, asked time.Time) {
+	for n := range h.cast.programs() {
+		listed := watch.ProgramListed{Program: programName(n + 1), Asked: asked}
+		l.text += "; " + listed.Program + ":"
+		for p := range h.pids {
+			if m := h.member(p); h.pids[p].alive && (h.cast.runsOf(p) == n+1 || m.Life == watch.Unknown) {
+				listed.Members = append(listed.Members, m)
+				l.text += fmt.Sprintf(" %d/%d %s,", pidOf(p), len(h.pids[p].births), m.Life)
+			}
+		}
+		l.events = append(l.events, listed)
+	}
 }
 
 // lookAtBoss is what the adapter of the engine finds out about a container that owns sandboxes.
@@ -646,6 +843,13 @@ func (h *host) list() letter {
 		l.since = boss.since
 		l.events = append(l.events, boss.events...)
 	}
+	for b := range h.boxes {
+		if h.boxes[b].exists {
+			h.nameClients(&l, b)
+		}
+	}
+	// Behind the sandboxes: whoever owns one existed before it.
+	h.countAll(&l, h.now.Add(blink/2))
 	return l
 }
 
@@ -730,6 +934,7 @@ func (h *host) run() {
 				h.pids[pid-pidOf(0)].held = 0
 			}
 		}
+		h.counting = h.pic.TakeCount() || h.counting
 		h.apply(watch.TimePassed{At: h.now})
 		h.carryOut(modelPolicy.Decide(h.pic, h.now))
 		next := h.pic.Next()
@@ -747,7 +952,9 @@ func (h *host) carryOut(plan reap.Plan) {
 		b := boxOf(step.ID)
 		box := &h.boxes[b]
 		h.say("    %s %s (%s)\n", step.Do, boxName(b), step.Reason)
-		box.open = true
+		if !box.open {
+			box.open, box.owned = true, ownerOf(h.pic.Entry(step.ID)).String()
+		}
 		h.apply(watch.StepBegun{ID: step.ID, Step: step.Do, Reason: string(step.Reason), At: h.now})
 		switch step.Do {
 		case watch.Record:
@@ -799,7 +1006,7 @@ func (h *host) recorded(b int, ok bool) {
 	if !ok {
 		end.Err = errModel
 	} else if e := h.pic.Entry(boxID(b)); e != nil && box.open {
-		box.docket = &reap.Case{Created: box.created, Reason: reap.Reason(e.Progress.Reason), Owner: claimOf(h.terms(b)).String(), Begun: e.Progress.Begun}
+		box.docket = &reap.Case{Created: box.created, Reason: reap.Reason(e.Progress.Reason), Owner: box.owned, Begun: e.Progress.Begun}
 	}
 	h.apply(end)
 }
@@ -820,7 +1027,7 @@ func (h *host) removed(b int, ok bool) {
 		end.Err = errModel
 		h.apply(end)
 		if ours {
-			c := reap.Case{Created: box.created, Reason: reap.Reason(e.Progress.Reason), Owner: claimOf(h.terms(b)).String(), Begun: e.Progress.Begun}
+			c := reap.Case{Created: box.created, Reason: reap.Reason(e.Progress.Reason), Owner: box.owned, Begun: e.Progress.Begun}
 			c.Attempts, c.Error = e.Progress.Attempts, errModel.Error()
 			box.docket = &c
 		}
@@ -835,7 +1042,8 @@ func (h *host) removed(b int, ok bool) {
 
 // restart is a crash, and what the next daemon does first. A record whose removal was not synced may be back.
 func (h *host) restart(unsynced bool) {
-	h.pic, h.letters, h.connected, h.shared, h.rescan, h.listed = watch.NewPicture(thisBoot), nil, false, false, false, time.Time{}
+	h.pic, h.letters, h.connected, h.shared, h.rescan, h.counting, h.listed = watch.NewPicture(thisBoot), nil, false, false, false, false, time.Time{}
+	h.parted, h.counted = false, make([]time.Time, len(h.counted))
 	for p := range h.pids {
 		h.pids[p].held, h.pids[p].buried = 0, false
 	}
@@ -845,6 +1053,7 @@ func (h *host) restart(unsynced bool) {
 	for b := range h.boxes {
 		box := &h.boxes[b]
 		box.recording, box.removing, box.open, box.told, box.recorded = false, false, false, false, false
+		box.named, box.unclear = false, false
 		if unsynced && box.docket == nil && !box.dropped {
 			box.docket = box.closed
 		}
@@ -864,8 +1073,11 @@ func (h *host) restart(unsynced bool) {
 		if c == nil {
 			continue
 		}
-		box.open, box.recorded = true, true
+		box.open, box.recorded, box.owned = true, true, c.Owner
 		var terms watch.Terms
+		if h.cast.boxes[b].ruled() {
+			terms.Rule = ruleName
+		}
 		if claim, err := watch.ParseClaim(c.Owner); err == nil {
 			terms.Owners = []watch.Claim{claim}
 		}
@@ -893,7 +1105,13 @@ func (h *host) justified(b int) bool {
 	case box.condemned, (part.ttl || part.maxAge) && over:
 		return true
 	}
+	// All owners must be dead; and what is inferred from a program must not be of this very moment.
+	if part.program > 0 && (!h.shared || box.bereft.IsZero() || h.now.Before(box.created.Add(modelPolicy.Grace))) {
+		return false
+	}
 	switch part.kind {
+	case nobody:
+		return part.program > 0
 	case byPID, byStart, byBoot:
 		p := &h.pids[part.who]
 		return h.shared && !(p.alive && len(p.births) == box.owner)
@@ -902,6 +1120,8 @@ func (h *host) justified(b int) bool {
 	case byContainer:
 		boss := &h.bosses[part.who]
 		return box.owner != boss.n || !boss.exists || !box.lapsed.IsZero()
+	case byClient:
+		return h.shared && !slices.ContainsFunc(box.clients, h.serves)
 	}
 	return false
 }
@@ -917,7 +1137,16 @@ func (h *host) orphan(b int) bool {
 		return true
 	}
 	within := box.created.Add(modelSlack)
+	for p := range h.pids {
+		births := h.pids[p].births
+		younger := births[len(births)-1].After(within) || part.existed && !h.precedes(p, len(births), b)
+		if part.program > 0 && (!h.shared || h.pids[p].alive && h.cast.runsOf(p) == part.program && !younger) {
+			return false
+		}
+	}
 	switch part.kind {
+	case nobody:
+		return part.program > 0
 	case byPID:
 		p := &h.pids[part.who]
 		return h.shared && (!p.alive || len(p.births) != box.owner && p.births[len(p.births)-1].After(within))
@@ -932,6 +1161,8 @@ func (h *host) orphan(b int) bool {
 			return !boss.exists || boss.created.After(within)
 		}
 		return !boss.runs && !h.now.Before(boss.down.Add(modelPolicy.Grace))
+	case byClient:
+		return h.shared && box.named && !box.unclear && !slices.ContainsFunc(box.clients, h.serves)
 	}
 	return false
 }
@@ -939,7 +1170,7 @@ func (h *host) orphan(b int) bool {
 // judgePlan holds a plan against the truth.
 func (h *host) judgePlan(plan reap.Plan) {
 	removes := false
-	aged := 0
+	inferred := 0
 	for _, step := range plan.Steps {
 		b := boxOf(step.ID)
 		box := &h.boxes[b]
@@ -958,14 +1189,28 @@ func (h *host) judgePlan(plan reap.Plan) {
 		case step.Do == watch.Remove && !h.connected:
 			h.accuse("D: remove %s, and the engine is away: the attempt is wasted", boxName(b))
 		}
-		if !box.condemned && h.cast.boxes[b].maxAge && h.listed.Before(box.created.Add(modelAge+modelPolicy.Grace)) {
-			aged++
+		if !box.condemned && h.unconfirmed(b) {
+			inferred++
 		}
 		box.condemned = true
 	}
-	if aged > modelPolicy.Burst {
-		h.accuse("R7: %d are reaped by inference at once and were not looked at again", aged)
+	if inferred > modelPolicy.Burst {
+		h.accuse("R7: %d are reaped by inference at once and were not looked at again", inferred)
 	}
+}
+
+// unconfirmed reports whether a sandbox is reaped by inference alone and cannot have been looked at twice: a second look is
+// made when the grace is over at the earliest.
+func (h *host) unconfirmed(b int) bool {
+	part, box := h.cast.boxes[b], &h.boxes[b]
+	switch {
+	case part.maxAge:
+		return h.listed.Before(box.created.Add(modelAge + modelPolicy.Grace))
+	case part.program > 0 && part.kind == nobody && !part.ttl:
+		again := box.bereft.Add(modelPolicy.Grace)
+		return h.listed.Before(again) || h.counted[part.program-1].Before(again)
+	}
+	return false
 }
 
 // checkCases looks whether anything begun is forgotten.
@@ -982,12 +1227,31 @@ func (h *host) checkCases() {
 		if !box.open && e != nil && !e.Progress.Begun.IsZero() && !box.dropped {
 			h.accuse("D: the reap of %s was begun, and there is no case", boxName(b))
 		}
-		// What a picture believes of a process that it has bound must be true.
-		if e != nil && e.Owner().Claim.Kind == watch.ProcessClaim && e.Owner().Life == watch.Exited && h.shared && box.made {
-			if p := &h.pids[h.cast.boxes[b].who]; p.alive && len(p.births) == box.owner && h.cast.boxes[b].kind != byOtherBoot {
-				h.accuse("S: the owner of %s lives, and is believed dead", boxName(b))
+		if e == nil || !h.shared || !box.made {
+			continue
+		}
+		// What a picture believes must be true.
+		for i := range e.Owners {
+			if o := &e.Owners[i]; o.Life == watch.Exited && h.wronged(b, o.Claim.Kind) {
+				h.accuse("S: the owner of %s, a %s, lives, and is believed dead", boxName(b), o.Claim.Kind)
 			}
 		}
+	}
+}
+
+// wronged reports whether the owner of a sandbox by a kind of claim lives.
+func (h *host) wronged(b int, kind watch.ClaimKind) bool {
+	part, box := h.cast.boxes[b], &h.boxes[b]
+	switch kind {
+	case watch.ProcessClaim:
+		p := &h.pids[part.who]
+		return p.alive && len(p.births) == box.owner && part.kind != byOtherBoot
+	case watch.ProgramClaim:
+		return h.peopled(b)
+	case watch.ClientClaim:
+		return slices.ContainsFunc(box.clients, h.serves)
+	default:
+		return false
 	}
 }
 
@@ -995,7 +1259,7 @@ func (h *host) checkCases() {
 func (h *host) expectTried() {
 	for b := range h.boxes {
 		box, e := &h.boxes[b], h.pic.Entry(boxID(b))
-		if e != nil && e.Owner().Claim.Kind == watch.ContainerClaim && e.Owner().Life == watch.Unknown {
+		if e != nil && ownerOf(e).Kind == watch.ContainerClaim && slices.ContainsFunc(e.Owners, func(o watch.Owner) bool { return o.Claim.Kind == watch.ContainerClaim && o.Life == watch.Unknown }) {
 			continue // taken up from the docket: the owner must be looked at again
 		}
 		if box.open && !box.told && box.docket != nil && box.docket.Attempts > 0 && !box.removing {
@@ -1013,7 +1277,7 @@ func (h *host) expectCondemned(l letter) {
 	for b := range h.boxes {
 		part, box := h.cast.boxes[b], &h.boxes[b]
 		e := h.pic.Entry(boxID(b))
-		if e == nil || part.keep || part.fault || box.dropped || box.open || e.Owner().Claim.Kind != watch.ProcessClaim || part.who != l.who {
+		if e == nil || part.keep || part.fault || box.dropped || box.open || part.program > 0 || e.Owner().Claim.Kind != watch.ProcessClaim || part.who != l.who {
 			continue
 		}
 		if e.Owner().Process == h.process(l.who, l.life) {
@@ -1067,6 +1331,10 @@ func (h *host) settle(known func() bool) {
 				h.rescan, busy = false, true
 				h.do(move{scan, 0, 0})
 			}
+			if h.counting {
+				busy = true
+				h.do(move{count, 0, 0})
+			}
 			if !busy {
 				break
 			}
@@ -1093,7 +1361,7 @@ func (h *host) describe(m move) string {
 	switch m.verb {
 	case create, ends, vanishes, wedge, look, initDied, recorded, removed, dropped:
 		subject = boxName(m.who)
-	case dies, reborn, blur, witness:
+	case dies, reborn, blur, witness, notice:
 		subject = fmt.Sprintf("%d/%d", pidOf(m.who), len(h.pids[m.who].births))
 	case bossStops, bossStarts, bossGoes, bossNew, lookBoss:
 		subject = bossName(m.who)
@@ -1105,6 +1373,8 @@ func (h *host) describe(m move) string {
 		switch m.verb {
 		case recorded, removed:
 			how = ": fails"
+		case count:
+			how = []string{"", ", arrives late", ": fails"}[m.how]
 		case dropped:
 			how = " by half"
 		case restart:
@@ -1116,9 +1386,12 @@ func (h *host) describe(m move) string {
 	return strings.TrimSpace(verbNames[m.verb]+" "+subject) + how
 }
 
-func claimOf(t watch.Terms) watch.Claim {
-	if len(t.Owners) == 0 {
-		return watch.Claim{}
+// ownerOf is the owner that the record of a case names.
+func ownerOf(e *watch.Entry) watch.Claim {
+	for i := range e.Owners {
+		if e.Owners[i].Claim.Kind == watch.ContainerClaim {
+			return e.Owners[i].Claim
+		}
 	}
-	return t.Owners[0]
+	return e.Owner().Claim
 }

@@ -14,7 +14,7 @@ import (
 
 // crowd is the cast of the property tests: many owners, sandboxes of every sort, and messages that overtake each other.
 var crowd = func() cast {
-	c := cast{pids: 6, lives: 4, bosses: 2, faults: always, late: 8}
+	c := cast{pids: 6, lives: 4, bosses: 2, faults: always, late: 8, runs: []int{0, 0, 1, 1, 2, 0}}
 	for p := range c.pids {
 		c.boxes = append(
 			c.boxes, part{kind: byPID, who: p}, part{kind: byPID, who: p, unheld: true, created: -time.Second},
@@ -24,8 +24,14 @@ var crowd = func() cast {
 	for b := range c.bosses {
 		c.boxes = append(c.boxes, part{kind: byContainer, who: b}, part{kind: byContainer, who: b, asks: true}, part{kind: byContainer, who: b, ttl: true})
 	}
+	c.boxes = append(
+		c.boxes, part{program: 1}, part{program: 1, unheld: true}, part{program: 1, unheld: true, existed: true, created: -time.Second},
+		part{program: 2}, part{program: 2, asks: true}, part{program: 2, ttl: true}, part{program: 1, keep: true},
+		part{kind: byPID, who: 0, program: 1}, part{kind: byStart, who: 2, program: 1}, part{kind: byContainer, who: 0, program: 2},
+		part{kind: byClient, who: 0, speaker: 6}, part{kind: byClient, who: 1, decoy: 6}, part{kind: byClient, who: 5, speaker: 1, decoy: 2, program: 2},
+	)
 	return cast{
-		pids: c.pids, lives: c.lives, bosses: c.bosses, faults: c.faults, late: c.late,
+		pids: c.pids, lives: c.lives, bosses: c.bosses, faults: c.faults, late: c.late, runs: c.runs,
 		boxes: append(
 			c.boxes, part{ttl: true}, part{ttl: true, keep: true}, part{maxAge: true}, part{maxAge: true}, part{maxAge: true},
 			part{kind: byPID, keep: true}, part{kind: byPID, fault: true}, part{kind: byOtherBoot}, part{},
@@ -36,7 +42,7 @@ var crowd = func() cast {
 // often says how much likelier each move is than the rarest. What goes wrong is rarer than what goes on.
 var often = [verbs]int{
 	nothing: 1, tick: 6, create: 16, dies: 3, reborn: 3, bossStops: 2, bossStarts: 2, bossGoes: 1, bossNew: 1, ends: 2, vanishes: 1,
-	blur: 1, wedge: 1, engineGoes: 1, connect: 8, unshare: 1, look: 24, lookBoss: 4, scan: 6, scanFails: 1, witness: 6, initDied: 4,
+	blur: 1, wedge: 1, engineGoes: 1, connect: 8, unshare: 1, look: 24, lookBoss: 4, scan: 6, scanFails: 1, witness: 6, notice: 8, count: 8, initDied: 4,
 	deliver: 12, repeat: 3, lose: 3, flood: 1, recorded: 24, removed: 24, dropped: 2, restart: 1,
 }
 

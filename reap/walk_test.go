@@ -56,6 +56,19 @@ var stages = []stage{
 	{"foreign PIDs", cast{pids: 1, lives: 2, faults: 1, foreign: true, boxes: []part{{kind: byPID}, {kind: byOtherBoot}}, without: quiet}, ""},
 	{"kept", cast{pids: 1, lives: 2, faults: 1, boxes: []part{{kind: byPID, keep: true, ttl: true}, {kind: byStart, fault: true, maxAge: true}}, without: quiet}, ""},
 	{"two of one PID", cast{pids: 1, lives: 2, boxes: []part{{kind: byPID}, {kind: byPID}}, without: quiet}, ""},
+	{"a program", cast{pids: 1, lives: 2, runs: []int{1}, faults: 1, boxes: []part{{program: 1}}, without: append(quiet, engineGoes)}, ""},
+	{"a program, everything", cast{pids: 1, lives: 2, runs: []int{1}, faults: always, late: 1, boxes: []part{{program: 1}}}, "full"},
+	{"a program, counts late", cast{pids: 1, lives: 1, runs: []int{1}, faults: 2, late: 1, boxes: []part{{program: 1}}, without: append(quiet, engineGoes, restart, look), whole: true}, ""},
+	{"a program of two", cast{pids: 2, lives: 1, runs: []int{1, 1}, faults: 1, boxes: []part{{program: 1}}, without: append(quiet, engineGoes, restart)}, ""},
+	{"a program, no init held", cast{pids: 1, lives: 2, runs: []int{1}, faults: 1, boxes: []part{{program: 1, unheld: true, created: -time.Second}}, without: append(quiet, engineGoes, restart)}, ""},
+	{"a program, no init held, and it existed", cast{pids: 1, lives: 2, runs: []int{1}, faults: 1, boxes: []part{{program: 1, unheld: true, existed: true}}, without: append(quiet, engineGoes, restart)}, ""},
+	{"a program, in a burst", cast{pids: 1, lives: 1, runs: []int{1}, boxes: []part{{program: 1}, {program: 1}}, without: append(quiet, engineGoes, restart, blur)}, ""},
+	{"a PID and a program", cast{pids: 2, lives: 1, runs: []int{0, 1}, faults: 1, boxes: []part{{kind: byPID, program: 1}}, without: append(quiet, engineGoes)}, ""},
+	{"a PID of a program", cast{pids: 1, lives: 2, runs: []int{1}, boxes: []part{{kind: byPID, program: 1}}, without: append(quiet, look)}, ""},
+	{"a container and a program", cast{pids: 1, lives: 1, runs: []int{1}, bosses: 1, faults: 1, boxes: []part{{kind: byContainer, program: 1}}, without: append(quiet, engineGoes, bossNew)}, "full"},
+	{"a container and a program, seen", cast{pids: 1, lives: 1, runs: []int{1}, bosses: 1, boxes: []part{{kind: byContainer, program: 1}}, without: append(quiet, bossNew, bossGoes, look), whole: true}, ""},
+	{"a client", cast{pids: 2, lives: 2, boxes: []part{{kind: byClient, speaker: 2}}, without: append(quiet, engineGoes)}, ""},
+	{"one of two clients", cast{pids: 2, lives: 1, faults: 1, late: 1, boxes: []part{{kind: byClient, decoy: 2}}, without: append(quiet, engineGoes, restart)}, ""},
 	{"all, seen", cast{
 		pids: 2, lives: 2, bosses: 1, whole: true, without: append(quiet, bossNew, engineGoes, look, lookBoss),
 		boxes: []part{{kind: byPID}, {kind: byBoot, who: 1}, {kind: byContainer}, {ttl: true}},
@@ -229,19 +242,32 @@ func (w *walk) tell(last stride) string {
 func (h *host) clone() *host {
 	c := *h
 	c.pids, c.bosses, c.boxes = slices.Clone(h.pids), slices.Clone(h.bosses), slices.Clone(h.boxes)
-	c.letters = slices.Clone(h.letters)
+	c.letters, c.counted = slices.Clone(h.letters), slices.Clone(h.counted)
 	c.pic = watch.NewPicture(thisBoot)
 	from, to := inside(h.pic), inside(c.pic)
 	for id, e := range *from.sandboxes {
 		copied := *e
 		copied.Owners = slices.Clone(e.Owners)
+		for i := range copied.Owners {
+			if lives := livesOf(&copied.Owners[i]); *lives != nil {
+				*lives = maps.Clone(*lives)
+			}
+		}
 		(*to.sandboxes)[id] = &copied
 	}
+	for name, known := range *from.programs {
+		(*to.programs)[name] = &program{maps.Clone(known.members), maps.Clone(known.seen), known.listed}
+	}
+	if len(*from.groups) > 0 {
+		panic("the model has no groups")
+	}
+	*to.count = *from.count
 	maps.Copy(*to.gone, *from.gone)
 	maps.Copy(*to.listed, *from.listed)
 	maps.Copy(*to.dropped, *from.dropped)
 	maps.Copy(*to.namespaces, *from.namespaces)
 	maps.Copy(*to.present, *from.present)
+	maps.Copy(*to.lost, *from.lost)
 	maps.Copy(*to.returned, *from.returned)
 	for key, ids := range *from.claimants {
 		(*to.claimants)[key] = maps.Clone(ids)
@@ -263,15 +289,64 @@ type innards struct {
 	dropped       *map[watch.ID]struct{}
 	namespaces    *map[watch.Kind]watch.NamespaceSeen
 	present       *map[watch.Kind]bool
+	lost          *map[watch.Kind]time.Time
 	returned      *map[watch.Kind]time.Time
 	claimants     *map[string]map[watch.ID]struct{}
+	programs      *map[string]*program
+	groups        *map[string]*group
 	rules         *map[string]int
+	count         *bool
 	touched       *map[watch.ID]struct{}
 	at            *map[watch.ID]time.Time
 	hold, release *[]int
 }
 
+// These look like the types of the same names in the product, which nobody else can name.
+type (
+	program struct {
+		members map[watch.Process]watch.Member
+		seen    map[watch.Process]time.Time
+		listed  time.Time
+	}
+	group struct {
+		containers map[watch.ID]struct{}
+		reaped     time.Time
+		reason     string
+	}
+	ending struct {
+		life watch.Life
+		at   time.Time
+	}
+)
+
+// looksLike reports whether two types are laid out alike: where they differ, only their names do.
+func looksLike(a, b reflect.Type) bool {
+	switch {
+	case a == b:
+		return true
+	case a.Kind() != b.Kind():
+		return false
+	case a.Kind() == reflect.Map:
+		return looksLike(a.Key(), b.Key()) && looksLike(a.Elem(), b.Elem())
+	case a.Kind() == reflect.Pointer:
+		return looksLike(a.Elem(), b.Elem())
+	case a.Kind() != reflect.Struct || a.NumField() != b.NumField():
+		return false
+	}
+	for i := range a.NumField() {
+		if f, g := a.Field(i), b.Field(i); f.Name != g.Name || f.Offset != g.Offset || !looksLike(f.Type, g.Type) {
+			return false
+		}
+	}
+	return true
+}
+
 var offsets = map[string]uintptr{}
+
+// livesOf is what an owner does not show: what is known of each process of a client.
+func livesOf(o *watch.Owner) *map[watch.Process]ending {
+	return (*map[watch.Process]ending)(unsafe.Add(unsafe.Pointer(o), offsets["owner.lives"]))
+}
 
 func field[T any](p *watch.Picture, name string) *T {
 	return (*T)(unsafe.Add(unsafe.Pointer(p), offsets[name]))
@@ -285,9 +360,13 @@ func inside(p *watch.Picture) innards {
 		dropped:    field[map[watch.ID]struct{}](p, "dropped"),
 		namespaces: field[map[watch.Kind]watch.NamespaceSeen](p, "namespaces"),
 		present:    field[map[watch.Kind]bool](p, "present"),
+		lost:       field[map[watch.Kind]time.Time](p, "lost"),
 		returned:   field[map[watch.Kind]time.Time](p, "returned"),
 		claimants:  field[map[string]map[watch.ID]struct{}](p, "claimants"),
+		programs:   field[map[string]*program](p, "programs"),
+		groups:     field[map[string]*group](p, "groups"),
 		rules:      field[map[string]int](p, "rules"),
+		count:      field[bool](p, "count"),
 		touched:    field[map[watch.ID]struct{}](p, "agenda.touched"),
 		at:         field[map[watch.ID]time.Time](p, "agenda.at"),
 		hold:       field[[]int](p, "hold"),
@@ -302,11 +381,13 @@ func knowPicture() error {
 		of    reflect.Type
 		names string
 	}{
-		{reflect.TypeFor[watch.Picture](), "boot sandboxes gone listed dropped namespaces present returned claimants programs groups rules agenda hold release count"},
+		{reflect.TypeFor[watch.Picture](), "boot sandboxes gone listed dropped namespaces present lost returned claimants programs groups rules agenda hold release count"},
 		{reflect.TypeFor[watch.Entry](), "Sandbox Asked First Owners Progress Braked isFiled filed"},
 		{reflect.TypeFor[watch.Owner](), "Claim Life Process Container Clients Asked Replaced Gone Restarts Thread Look ExitedAt Reason Detail lives"},
 		{reflect.TypeFor[watch.Progress](), "Begun Reason Step StepAt SignalAt InFlight Stopped Attempts Err"},
 		{reflect.TypeFor[watch.Sandbox](), "ID Name Image State Created Terms InUse Existed Init"},
+		{reflect.TypeFor[watch.Client](), "Process Speakers"},
+		{reflect.TypeFor[watch.Member](), "Process Born Life At"},
 	} {
 		var names []string
 		for f := range known.of.Fields() {
@@ -319,6 +400,11 @@ func knowPicture() error {
 			return fmt.Errorf("%v has the fields %q, the walk knows %q: teach it", known.of, got, known.names)
 		}
 	}
+	lives, ok := reflect.TypeFor[watch.Owner]().FieldByName("lives")
+	if !ok || !looksLike(lives.Type, reflect.TypeFor[map[watch.Process]ending]()) {
+		return fmt.Errorf("an owner's lives are %v: teach the walk", lives.Type)
+	}
+	offsets["owner.lives"] = lives.Offset
 	agenda, _ := reflect.TypeFor[watch.Picture]().FieldByName("agenda")
 	for f := range agenda.Type.Fields() {
 		offsets["agenda."+f.Name] = agenda.Offset + f.Offset
@@ -334,7 +420,7 @@ func knowPicture() error {
 			continue
 		}
 		inner, ok := reflect.TypeFor[watch.Picture]().FieldByName(name)
-		if !ok || inner.Type != f.Type.Elem() {
+		if !ok || !looksLike(inner.Type, f.Type.Elem()) {
 			return fmt.Errorf("the picture has no %s of type %v", name, f.Type.Elem())
 		}
 	}
@@ -348,7 +434,7 @@ var seeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
 // the same future, and the walk ends.
 func (h *host) sum() sum {
 	b := &bits{buf: make([]byte, 0, 512), now: h.now}
-	b.put(h.up, h.connected, h.shared, h.rescan, h.faults)
+	b.put(h.up, h.connected, h.shared, h.rescan, h.counting, h.faults)
 	for p := range h.pids {
 		t := &h.pids[p]
 		b.put(len(t.births), t.alive, t.blurred, t.held, t.buried)
@@ -375,6 +461,9 @@ func (h *host) sum() sum {
 		}
 		if t.docket != nil {
 			b.put(min(t.docket.Attempts, 3))
+		}
+		if part.ruled() {
+			h.sumRuled(b, i)
 		}
 		if part.ttl || part.maxAge {
 			b.beats(t.created, 3)
@@ -405,26 +494,46 @@ func (h *host) sum() sum {
 		if e == nil {
 			continue
 		}
-		b.put(e.State.Runs(), e.Init.PID != 0, int(e.Owner().Life), e.Owner().Replaced, e.Owner().Gone)
-		if p := e.Owner().Process; p.PID != 0 {
-			b.put(1 + slices.IndexFunc(h.pids[part.who].births, func(t time.Time) bool { return startAt(t) == p.Start }))
+		b.put(e.State.Runs(), e.Init.PID != 0, len(e.Owners))
+		for _, l := range h.letters {
+			b.put(e.Asked.Compare(l.asked))
 		}
-		b.text(e.Owner().Container)
-		if late {
-			for _, l := range h.letters {
-				b.put(e.Asked.Compare(l.asked), e.Owner().Asked.Compare(l.asked))
+		for j := range e.Owners {
+			o := &e.Owners[j]
+			b.put(int(o.Claim.Kind), int(o.Life), o.Replaced, o.Gone, o.Look, o.ExitedAt.Compare(e.Owners[0].ExitedAt))
+			if p := o.Process; p.PID != 0 && o.Claim.Kind == watch.ProcessClaim {
+				b.put(1 + slices.IndexFunc(h.pids[part.who].births, func(t time.Time) bool { return startAt(t) == p.Start }))
 			}
-		}
-		if part.kind == byContainer && e.Owner().Life == watch.Exited && !e.Owner().Gone {
-			down := e.Owner().ExitedAt
-			if back := (*in.returned)[watch.Container]; back.After(down) {
-				down = back
-			}
-			b.beats(down, 1)
-			down = down.Add(modelPolicy.Grace)
-			b.put(e.Owner().Asked.Before(down), (*in.listed)[watch.Container].Before(down))
+			b.text(o.Container)
 			for _, l := range h.letters {
-				b.put(l.asked.Before(down), l.since.After(e.Owner().ExitedAt))
+				b.put(o.Asked.Compare(l.asked))
+			}
+			if o.Claim.Kind == watch.ContainerClaim && o.Life == watch.Exited && !o.Gone {
+				down := o.ExitedAt
+				if back := (*in.returned)[watch.Container]; back.After(down) {
+					down = back
+				}
+				b.beats(down, 1)
+				down = down.Add(modelPolicy.Grace)
+				b.put(o.Asked.Before(down), (*in.listed)[watch.Container].Before(down))
+				for _, l := range h.letters {
+					b.put(l.asked.Before(down), l.since.After(o.ExitedAt))
+				}
+			}
+			b.put(len(o.Clients))
+			for _, process := range slices.Concat(clientsOf(o.Clients)...) {
+				end := (*livesOf(o))[process]
+				if b.put(int(end.life)); end.life == watch.Exited {
+					b.put(e.Asked.After(end.at))
+					for _, l := range h.letters {
+						b.put(end.at.Compare(l.asked))
+					}
+				}
+				if end.life == watch.Exited && !slices.Contains(h.cast.without, engineGoes) {
+					// The engine may have gone away at that time, or go now.
+					b.put(h.pic.Away(watch.Container, end.at))
+					b.beats(end.at, 2)
+				}
 			}
 		}
 		pr := &e.Progress
@@ -435,10 +544,19 @@ func (h *host) sum() sum {
 		if pr.Step == watch.Terminate || pr.Step == watch.Remove || pr.Step == watch.Record && pr.InFlight {
 			b.beats(pr.StepAt, 2)
 		}
-		if part.maxAge {
+		if (part.maxAge || part.program > 0) && !e.Braked.IsZero() {
+			again := e.Braked.Add(modelPolicy.Grace)
 			b.beats(e.Braked, 1)
-			b.put((*in.listed)[watch.Container].Before(e.Braked.Add(modelPolicy.Grace)))
+			b.put((*in.listed)[watch.Container].Before(again))
+			for _, l := range h.letters {
+				b.put(l.asked.Before(again))
+			}
+		}
+		if part.maxAge {
 			b.put(h.listed.Before(t.created.Add(modelAge + modelPolicy.Grace)))
+		}
+		if part.program > 0 {
+			h.sumProgram(b, e, part.program)
 		}
 	}
 	for i := range h.boxes {
@@ -447,11 +565,30 @@ func (h *host) sum() sum {
 			b.put(ok)
 		}
 		for p := range h.bosses {
-			_, ok := (*in.claimants)[bossName(p)][boxID(i)]
+			_, ok := (*in.claimants)["container/"+bossName(p)][boxID(i)]
 			b.put(ok)
 		}
 	}
-	b.put((*in.namespaces)[watch.Container].Shared, (*in.present)[watch.Container], len(*in.hold), len(*in.release))
+	b.put((*in.namespaces)[watch.Container].Shared, (*in.present)[watch.Container], len(*in.hold), len(*in.release), *in.count)
+	for n := range h.cast.programs() {
+		known := (*in.programs)[programName(n+1)]
+		if b.put(known != nil); known == nil {
+			continue
+		}
+		for _, l := range h.letters {
+			b.put(known.listed.Compare(l.asked))
+		}
+		for p := range h.pids {
+			for life := range h.pids[p].births {
+				process := h.process(p, life+1)
+				m, ok := known.members[process]
+				b.put(ok, int(m.Life))
+				for _, l := range h.letters {
+					b.put(known.seen[process].Compare(l.asked), m.At.Compare(l.asked))
+				}
+			}
+		}
+	}
 	for _, l := range h.letters {
 		b.text(l.text)
 		b.put((*in.listed)[watch.Container].Compare(l.asked))
@@ -459,6 +596,73 @@ func (h *host) sum() sum {
 		b.beats(l.asked, 2)
 	}
 	return sum{maphash.Bytes(seeds[0], b.buf), maphash.Bytes(seeds[1], b.buf)}
+}
+
+// clientsOf are the processes of clients.
+func clientsOf(clients []watch.Client) (all [][]watch.Process) {
+	for _, c := range clients {
+		all = append(all, []watch.Process{c.Process}, c.Speakers)
+	}
+	return all
+}
+
+// sumRuled puts what the truth has of a sandbox whose owner is what a rule says.
+func (h *host) sumRuled(b *bits, i int) {
+	t, part := &h.boxes[i], &h.cast.boxes[i]
+	b.put(t.named, t.unclear, h.parted, !t.bereft.IsZero())
+	b.text(t.owned)
+	if t.docket != nil {
+		b.text(t.docket.Owner + " " + string(t.docket.Reason))
+	}
+	if !t.made {
+		return
+	}
+	b.beats(t.created, 1)
+	for p := range h.pids {
+		for life, birth := range h.pids[p].births {
+			b.put(h.precedes(p, life+1, i), birth.After(t.created.Add(modelSlack)))
+		}
+	}
+	for _, process := range slices.Concat(clientsOf(t.clients)...) {
+		b.put(slices.IndexFunc(h.pids[process.PID-pidOf(0)].births, func(t time.Time) bool { return startAt(t) == process.Start }))
+	}
+	if !t.bereft.IsZero() {
+		again := t.bereft.Add(modelPolicy.Grace)
+		b.beats(t.bereft, 1)
+		b.put(h.listed.Before(again), h.counted[part.program-1].Before(again))
+		for _, l := range h.letters {
+			b.put(l.asked.Before(again))
+		}
+	}
+}
+
+// sumProgram puts what matters of a program to one sandbox.
+func (h *host) sumProgram(b *bits, e *watch.Entry, n int) {
+	known := (*inside(h.pic).programs)[programName(n)]
+	since := e.First // a look at all processes counts that was asked for later
+	if e.Created.After(since) {
+		since = e.Created
+	}
+	b.put(e.First.IsZero(), e.Existed != 0, known != nil)
+	for _, l := range h.letters {
+		b.put(since.Compare(l.asked))
+	}
+	if known == nil {
+		return
+	}
+	b.put(known.listed.After(since), !e.Braked.IsZero() && known.listed.Before(e.Braked.Add(modelPolicy.Grace)))
+	if len(e.Owners) < 2 {
+		return
+	}
+	// Who died last decides.
+	for p := range h.pids {
+		for life := range h.pids[p].births {
+			at := known.members[h.process(p, life+1)].At
+			for i := range e.Owners {
+				b.put(at.Compare(e.Owners[i].ExitedAt))
+			}
+		}
+	}
 }
 
 // bits are what identifies a state.

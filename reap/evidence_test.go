@@ -229,6 +229,18 @@ func TestJudgeRules(t *testing.T) {
 			3,
 			reaps(reap.OwnerExited),
 		},
+		"R1 too-young: a client that was not seen to end may have ended because its container did": {
+			ruled(ownedBy(aClient)),
+			[]watch.Event{ours, here, startedBy, bossGone},
+			late,
+			reap.Judgement{Verdict: reap.Wait, Reason: reap.TooYoung, Owner: watch.Exited, Look: true},
+		},
+		"R1 too-young: so may one whose PID is another's": {
+			ruled(ownedBy(aClient)),
+			[]watch.Event{ours, here, startedBy, bossLater},
+			late,
+			reap.Judgement{Verdict: reap.Wait, Reason: reap.TooYoung, Owner: watch.Exited, Look: true},
+		},
 		"R1 too-young: a client may have ended because its container did": {
 			ruled(ownedBy(aClient)),
 			[]watch.Event{ours, here, startedBy, bossDead},

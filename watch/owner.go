@@ -264,8 +264,9 @@ func (o *Owner) learnClient(seen ProcessSeen) {
 		case seen.Process == process:
 			o.lives[process] = ending{Exited, seen.At}
 		case nobody, seen.Process.Start > process.Start, seen.Process.Boot != process.Boot:
-			// Who was remembered from an earlier boot is dead whatever the numbers say.
-			o.lives[process] = ending{life: Exited}
+			// Who was remembered from an earlier boot is dead whatever the numbers say. It died at some time before it was
+			// looked for, and whatever is not newer than that may be older than its end.
+			o.lives[process] = ending{Exited, seen.At}
 		}
 	}
 	o.weighClients()

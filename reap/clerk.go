@@ -92,10 +92,14 @@ type ending struct {
 	id    watch.ID
 	group string // of a container: what belongs to it goes too
 	since time.Time
+	kept  *Case // the record, as long as it does not say that its sandbox is gone
 }
 
-func newEnding(e *watch.Entry, since time.Time) ending {
+func newEnding(e *watch.Entry, c *Case, since time.Time) ending {
 	end := ending{id: e.ID, since: since}
+	if !c.Removed {
+		end.kept = c
+	}
 	if e.ID.Kind == watch.Container {
 		end.group = e.Terms.Group
 	}
@@ -108,14 +112,29 @@ func (l *Loop) owes(end ending) bool {
 	if end.group == "" {
 		return false
 	}
-	for _, kind := range []watch.Kind{watch.Volume, watch.Network} {
-		if l.Platforms[kind] != nil && !l.Picture.Listed(kind).After(end.since) {
-			return true // it may not have been seen yet
-		}
-	}
-	return slices.ContainsFunc(l.Picture.Belonging(end.group), func(id watch.ID) bool {
+	return l.unlisted(end) || slices.ContainsFunc(l.Picture.Belonging(end.group), func(id watch.ID) bool {
 		j := l.verdicts[id]
 		return l.open[id] == nil && (j.Verdict != Keep || j.Reason == InUse)
+	})
+}
+
+// unlisted reports whether what belongs to the group of what has ended may not have been seen yet, or not since.
+func (l *Loop) unlisted(end ending) bool {
+	return end.group != "" && slices.ContainsFunc([]watch.Kind{watch.Volume, watch.Network}, func(kind watch.Kind) bool {
+		return l.Platforms[kind] != nil && !l.Picture.Listed(kind).After(end.since)
+	})
+}
+
+// keep has the clerk note that a sandbox is gone whose record stays, so that its end is not told again.
+func (l *Loop) keep(end *ending) {
+	if end.kept == nil || l.Docket == nil {
+		return
+	}
+	c := *end.kept
+	c.Removed = true
+	end.kept = nil
+	l.file(func() watch.Event {
+		return watch.RecordKept{ID: c.Sandbox(), Written: true, Err: l.Docket.Write(c)}
 	})
 }
 

@@ -104,21 +104,24 @@ func (pol Policy) brake(p *watch.Picture, plan *Plan, now time.Time) {
 		j.Next = time.Time{}
 		if again := since.Add(pol.Grace); now.Before(again) {
 			j.Next = again
-		} else {
+		} else if p.Listed(e.ID.Kind).Before(again) {
+			// One scan is asked for. If it could not see everything, the next one will do: each would ask for another.
 			plan.SecondLook = true
 		}
 	}
 }
 
 // confirmed reports whether a full scan has been made since a sandbox was set back and the grace was over: of sandboxes,
-// and of processes where they may own it.
+// and of processes and sockets where they tell of its owner.
 func (pol Policy) confirmed(p *watch.Picture, e *watch.Entry) bool {
 	if e.Braked.IsZero() {
 		return false
 	}
 	again := e.Braked.Add(pol.Grace)
 	for i := range e.Owners {
-		if c := e.Owners[i].Claim; c.Kind == watch.ProgramClaim && p.Counted(c.Program).Before(again) {
+		switch o := &e.Owners[i]; {
+		case o.Claim.Kind == watch.ProgramClaim && p.Counted(o.Claim.Program).Before(again),
+			o.Claim.Kind == watch.SocketClaim && o.Asked.Before(again):
 			return false
 		}
 	}

@@ -35,10 +35,11 @@ type Case struct {
 	Begun    time.Time `json:"begun"`
 	Attempts int       `json:"attempts"` // removals that failed
 	Error    string    `json:"error,omitempty"`
-	First    time.Time `json:"first,omitzero"` // when the first one failed
-	Last     time.Time `json:"last,omitzero"`  // when the latest one failed
-	Next     time.Time `json:"next,omitzero"`  // when the next one is due
-	GaveUp   bool      `json:"gave_up"`        // a dead letter: only tried now and then
+	First    time.Time `json:"first,omitzero"`    // when the first one failed
+	Last     time.Time `json:"last,omitzero"`     // when the latest one failed
+	Next     time.Time `json:"next,omitzero"`     // when the next one is due
+	GaveUp   bool      `json:"gave_up"`           // a dead letter: only tried now and then
+	Removed  bool      `json:"removed,omitempty"` // it is gone; the record stays for what belongs to its group
 }
 
 // A CaseStep is one step of a reap.

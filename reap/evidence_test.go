@@ -402,20 +402,22 @@ func TestR7TheBrakeOnPrograms(t *testing.T) {
 		list.Sandboxes = append(list.Sandboxes, s)
 		all = append(all, watch.Braked{ID: s.ID, At: at(now)})
 	}
+	all = slices.Clip(all)
 	for name, test := range map[string]struct {
 		n      int
 		events []watch.Event
 		want   [3]int // steps, set back, released
 		second bool
 	}{
-		"as many as may be":                       {3, nil, [3]int{3, 0, 0}, false},
-		"one more":                                {4, nil, [3]int{0, 4, 0}, false},
-		"listed, and not counted":                 {4, append(all, list), [3]int{}, true},
-		"counted, and not listed":                 {4, append(all, countAt(now+pol.Grace)), [3]int{}, true},
-		"listed, and counted too early":           {4, append(all, list, countAt(now+pol.Grace-1)), [3]int{}, true},
-		"listed and counted":                      {4, append(all, list, countAt(now+pol.Grace)), [3]int{4, 0, 0}, false},
-		"listed, and another program was counted": {4, append(all, list, watch.ProgramListed{Program: "other", Asked: at(now + pol.Grace)}), [3]int{}, true},
-		"counted, and one lives after all":        {4, append(all, list, countAt(now+pol.Grace, agentd)), [3]int{0, 0, 4}, false},
+		"as many as may be": {3, nil, [3]int{3, 0, 0}, false},
+		"one more":          {4, nil, [3]int{0, 4, 0}, false},
+		"the grace is over": {4, all, [3]int{}, true},
+		"listed, and not counted: the next scan will do": {4, append(all, list), [3]int{}, false},
+		"counted, and not listed":                        {4, append(all, countAt(now+pol.Grace)), [3]int{}, true},
+		"listed, and counted too early":                  {4, append(all, list, countAt(now+pol.Grace-1)), [3]int{}, false},
+		"listed and counted":                             {4, append(all, list, countAt(now+pol.Grace)), [3]int{4, 0, 0}, false},
+		"listed, and another program was counted":        {4, append(all, list, watch.ProgramListed{Program: "other", Asked: at(now + pol.Grace)}), [3]int{}, false},
+		"counted, and one lives after all":               {4, append(all, list, countAt(now+pol.Grace, agentd)), [3]int{0, 0, 4}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			when := now
@@ -425,6 +427,55 @@ func TestR7TheBrakeOnPrograms(t *testing.T) {
 			plan := pol.Decide(agents(test.n, test.events...), at(when))
 			if got := [3]int{len(plan.Steps), len(plan.Braked), len(plan.Released)}; got != test.want || plan.SecondLook != test.second {
 				t.Errorf("steps, set back, released: %v, second look: %v; want %v, %v", got, plan.SecondLook, test.want, test.second)
+			}
+		})
+	}
+}
+
+// So is the socket on which nobody listens.
+func TestR7TheBrakeOnSockets(t *testing.T) {
+	const now = 10 * time.Minute
+	pol := reap.Policy{Grace: 2 * time.Second, Burst: 1}
+	again := now + pol.Grace
+	heard := func(life watch.Life, when time.Duration) (events []watch.Event) {
+		for _, name := range []string{"0", "1"} {
+			events = append(events, watch.SocketSeen{ID: id(name), Socket: "/run/agent.sock", Life: life, Asked: at(when)})
+		}
+		return events
+	}
+	for name, test := range map[string]struct {
+		events []watch.Event
+		want   [3]int // steps, set back, released
+	}{
+		"listed, and not looked at":         {nil, [3]int{}},
+		"listed, and looked at too early":   {heard(watch.Exited, again-1), [3]int{}},
+		"listed, and looked at":             {heard(watch.Exited, again), [3]int{2, 0, 0}},
+		"listed, and somebody listens":      {heard(watch.Alive, again), [3]int{0, 0, 2}},
+		"listed, and nobody can tell":       {heard(watch.Unknown, again), [3]int{0, 0, 2}},
+		"listed, and only one is looked at": {heard(watch.Exited, again)[:1], [3]int{1, 0, 0}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := watch.NewPicture(thisBoot)
+			p.Apply(ours)
+			list := watch.Listed{Kind: watch.Container, Asked: at(again)}
+			for _, name := range []string{"0", "1"} {
+				s := ruled(ownedBy(aSocket))
+				s.ID = id(name)
+				p.Apply(watch.SandboxSeen{Sandbox: s, Asked: at(0)})
+				list.Sandboxes = append(list.Sandboxes, s)
+			}
+			for _, ev := range heard(watch.Exited, time.Second) {
+				p.Apply(ev)
+			}
+			for _, name := range []string{"0", "1"} {
+				p.Apply(watch.Braked{ID: id(name), At: at(now)})
+			}
+			for _, ev := range append([]watch.Event{list}, test.events...) {
+				p.Apply(ev)
+			}
+			plan := pol.Decide(p, at(now+time.Minute))
+			if got := [3]int{len(plan.Steps), len(plan.Braked), len(plan.Released)}; got != test.want {
+				t.Errorf("steps, set back, released: %v, want %v", got, test.want)
 			}
 		})
 	}

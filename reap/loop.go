@@ -204,7 +204,7 @@ func (l *Loop) busy() bool {
 			return true
 		}
 	}
-	return l.running > 0 || l.filing > 0 || l.Once && l.unseen == nil && l.braked()
+	return l.running > 0 || l.filing > 0 || l.Once && l.unseen == nil && (l.braked() || slices.ContainsFunc(l.ending, l.unlisted))
 }
 
 // braked reports whether a sandbox waits for its second look.
@@ -274,11 +274,19 @@ func (l *Loop) apply(ev watch.Event) {
 		if l.DryRun {
 			delete(l.open, e.ID)
 		}
-		if l.open[e.ID] == nil {
+		c := l.open[e.ID]
+		if c == nil {
 			continue
 		}
 		delete(l.open, e.ID)
-		l.ending = append(l.ending, newEnding(e, since))
+		end := newEnding(e, c, since)
+		l.ending = append(l.ending, end)
+		if l.Once && l.unlisted(end) {
+			l.Rescan()
+		}
+		if c.Removed {
+			continue // told when it was
+		}
 		l.status.Reaped++
 		l.tellReaped(e, at)
 		l.report(e, nil)
@@ -389,13 +397,16 @@ func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
 	for _, ev := range ended {
 		l.fold(ev)
 	}
-	l.ending = slices.DeleteFunc(l.ending, func(end ending) bool {
+	ending := l.ending
+	l.ending = nil
+	for _, end := range ending {
 		if l.owes(end) {
-			return false
+			l.keep(&end)
+			l.ending = append(l.ending, end)
+			continue
 		}
 		l.finish(end.id)
-		return true
-	})
+	}
 	l.dispatch(ctx)
 }
 

@@ -86,6 +86,27 @@ func TestR7ABurstOfAProgramIsCountedTwice(t *testing.T) {
 	})
 }
 
+// While the processes cannot be counted, scan after scan finds nothing new. They are made when they are due, and not one upon
+// the other.
+func TestR7ACountThatFailsDoesNotMakeScansTurn(t *testing.T) {
+	onStand(t, burst(1), func(s *stand) {
+		s.run(byRule("a", "rule", aProgram), byRule("b", "rule", aProgram))
+		s.counted()
+		s.pass(time.Minute)
+		rescans := s.told().rescans
+		for range 10 {
+			s.inbox.Post(watch.ScanBegun{At: time.Now()}, s.engine.list(), watch.ListFailed{Kind: watch.Processes, At: time.Now(), Err: errBusy}, watch.ScanEnded{At: time.Now(), Failed: 1})
+			s.pass(time.Second)
+		}
+		if got := s.told().rescans; got != rescans {
+			t.Errorf("%d scans are asked for by scans", got-rescans)
+		}
+		s.killed()
+		s.counted()
+		s.killed("a", "b")
+	})
+}
+
 func TestEachRuleHasItsAlarm(t *testing.T) {
 	var policies chan reap.Policy
 	edit := func(c *reap.Config) {

@@ -405,6 +405,14 @@ func (o *Owner) learnProgram(s Sandbox, first time.Time, p *program) {
 	}
 }
 
+// coarse is how much later than it says something may have been created: the times of volumes have whole seconds.
+func coarse(created time.Time) time.Duration {
+	if created.Nanosecond() == 0 {
+		return time.Second
+	}
+	return 0
+}
+
 // A group is what belongs together.
 type group struct {
 	containers map[ID]struct{}
@@ -418,8 +426,7 @@ func (o *Owner) learnGroup(s Sandbox, first time.Time, g *group) {
 		o.Life, o.ExitedAt, o.Detail = Alive, time.Time{}, ""
 	case g.reaped.IsZero():
 		o.Life, o.Detail = Unknown, "no container of its group has been reaped"
-	case first.After(g.reaped) && s.Created.Add(time.Second).After(g.reaped):
-		// The times of volumes have whole seconds.
+	case first.After(g.reaped) && s.Created.Add(coarse(s.Created)).After(g.reaped):
 		o.Life, o.Detail = Unknown, "it is younger than the container of its group that was reaped"
 	default:
 		o.Reason = g.reason

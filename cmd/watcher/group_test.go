@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
@@ -28,6 +29,7 @@ type family struct {
 	group   string
 	volume  string // its name
 	network string // its ID
+	made    time.Time
 }
 
 var families atomic.Int64
@@ -48,7 +50,9 @@ func newFamily(t *testing.T, e *dockertest.Engine, more map[string]string) *fami
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.network = n.ID
+	f.network, f.made = n.ID, time.Now()
+	// The engine dates volumes to the second. One that is younger than the end of its group is not touched.
+	<-time.After(time.Until(f.made.Truncate(time.Second).Add(time.Second)))
 	t.Cleanup(func() { _ = e.Client().NetworkRemove(context.WithoutCancel(ctx), f.network) })
 	return f
 }
@@ -82,6 +86,13 @@ func (f *family) user(labels map[string]string, running bool, edit ...func(*cont
 		}
 	}
 	return made.ID
+}
+
+// ages waits until both are older than a second: those that are younger than that when the container goes, and are seen
+// only then, might have been made for another one.
+func (f *family) ages() {
+	f.t.Helper()
+	await(f.t, "a second has passed", func() bool { return time.Since(f.made) > 1100*time.Millisecond })
 }
 
 // member is a running container of the group with that owner.
@@ -201,6 +212,7 @@ func TestWhatSomebodyRefersToStays(t *testing.T) {
 			f := newFamily(t, e, nil)
 			member, stranger := f.member(owner), f.user(nil, false)
 			d.knows(member)
+			f.ages()
 			owner.Kill()
 			d.event(watch.EventReaped, member)
 			f.judged(d, reap.InUse)
@@ -250,10 +262,15 @@ func TestAGroupThatItsUserTookDownKeepsItsVolume(t *testing.T) {
 	removed, reaped := f.member(owner), other.member(honest)
 	d.knows(removed)
 	d.knows(reaped)
+	f.judged(d, reap.OwnerAlive)
+	lived := time.Now()
 	if err := e.Client().ContainerRemove(t.Context(), removed, forced); err != nil {
 		t.Fatal(err)
 	}
-	f.judged(d, reap.NotOwned)
+	d.waitFor("what the container's end means for the volume", func(r record) bool {
+		at, err := time.Parse(time.RFC3339Nano, r.text("time"))
+		return err == nil && at.After(lived) && r.text(watch.KeyName) == f.volume && r.text(watch.KeyReason) == string(reap.NotOwned)
+	})
 	owner.Kill()
 	// When another group is gone, the daemon has had all it needs to make the mistake.
 	honest.Kill()
@@ -281,6 +298,7 @@ func TestOnceTakesTheWholeGroup(t *testing.T) {
 	gone, kept, used := newFamily(t, e, nil), newFamily(t, e, nil), newFamily(t, e, nil)
 	ids := []string{gone.member(doomed), gone.member(doomed), used.member(doomed)}
 	neighbour, stranger := kept.member(alive), used.user(nil, false)
+	used.ages()
 	doomed.Kill()
 	doomed.Wait()
 	rows := rowsOf(t, e, "--once", "--dry-run")
@@ -347,6 +365,7 @@ func TestAGroupAcrossACrash(t *testing.T) {
 			before := lifeOf(t, e, kept)
 			first.knows(member)
 			first.knows(kept)
+			f.ages()
 			owner.Kill()
 			first.crashed()
 			t.Logf("killed with container %t, %v, %d on record", e.Exists(t, member), f.left(), len(casesOf(t)))

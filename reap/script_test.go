@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,7 +29,11 @@ var update = flag.Bool("update", false, "rewrite what the scripts in testdata ex
 //	owner 100 reborn                      another process has the PID now, born now, and that is not told either
 //	owner 100 was-another                 the death of the one before that is told after all
 //	container boss runs|stops|goes|blurs  another container; told
-//	sandbox a key=value…                  it is seen; labels without their prefix, or state=, init=no, created=-1m
+//	agent 200 lives|begins|dies|vanishes  a process of the program agentd, born an hour ago or now; vanishes is not told
+//	agent 200 blurs                       what it runs cannot be read any more, which a count finds
+//	count, count failed                   a complete look for the processes of agentd; one that could not be complete
+//	sandbox a key=value…                  it is seen; labels without their prefix, or state=, init=no, created=-1m,
+//	                                      program=yes for a rule by which agentd owns it
 //	init a dies                           the first process of a sandbox does
 //	gone a                                the sandbox is gone
 //	list a b, list failed                 a full list, of just these; a list that could not be had
@@ -72,7 +77,7 @@ func play(t *testing.T, script string) string {
 	t.Helper()
 	w := &world{
 		policy: reap.DefaultPolicy(), picture: watch.NewPicture(thisBoot), now: at(0),
-		processes: map[int]watch.ProcessSeen{}, before: map[int]watch.ProcessSeen{}, sandboxes: map[string]watch.Sandbox{}, said: map[watch.ID]string{},
+		processes: map[int]watch.ProcessSeen{}, before: map[int]watch.ProcessSeen{}, agents: map[int]watch.Member{}, sandboxes: map[string]watch.Sandbox{}, said: map[watch.ID]string{},
 	}
 	w.apply(ours)
 	w.apply(here)
@@ -107,6 +112,7 @@ type world struct {
 	now       time.Time
 	processes map[int]watch.ProcessSeen // what a look at a PID finds
 	before    map[int]watch.ProcessSeen // who had the PID before
+	agents    map[int]watch.Member
 	sandboxes map[string]watch.Sandbox
 	said      map[watch.ID]string
 	output    []string
@@ -139,7 +145,7 @@ func (w *world) look() {
 }
 
 func (w *world) do(command string, args []string) error {
-	need := map[string]int{"wait": 1, "owner": 2, "container": 2, "sandbox": 1, "init": 2, "gone": 1, "pids": 1, "engine": 1, "record": 2, "drop": 1, "removed": 1, "unremovable": 2}
+	need := map[string]int{"wait": 1, "owner": 2, "agent": 2, "container": 2, "sandbox": 1, "init": 2, "gone": 1, "pids": 1, "engine": 1, "record": 2, "drop": 1, "removed": 1, "unremovable": 2}
 	if len(args) < need[command] {
 		return errors.New("too few words")
 	}
@@ -152,6 +158,14 @@ func (w *world) do(command string, args []string) error {
 		return err
 	case "owner":
 		return w.owner(args[0], args[1])
+	case "agent":
+		return w.agent(args[0], args[1])
+	case "count":
+		if slices.Equal(args, []string{"failed"}) {
+			w.apply(watch.ListFailed{Kind: watch.Processes, At: w.now, Err: errors.New("too many open files")})
+			break
+		}
+		w.apply(watch.ProgramListed{Program: "agentd", Asked: w.now, Members: slices.Collect(maps.Values(w.agents))})
 	case "container":
 		return w.container(args[0], args[1])
 	case "sandbox":
@@ -241,6 +255,38 @@ func (w *world) owner(number, what string) error {
 	return nil
 }
 
+func (w *world) agent(number, what string) error {
+	pid, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
+	m := w.agents[pid]
+	switch what {
+	case "lives", "begins":
+		born := w.now
+		if what == "lives" {
+			born = born.Add(-time.Hour)
+		}
+		start := uint64(1_000_000 + born.Sub(at(0))/(10*time.Millisecond))
+		m = watch.Member{Process: watch.Process{PID: pid, Start: start, Boot: thisBoot}, Born: born, Life: watch.Alive}
+		w.agents[pid] = m
+	case "dies":
+		delete(w.agents, pid)
+		m.Life, m.At = watch.Exited, w.now
+	case "vanishes":
+		delete(w.agents, pid)
+		return nil
+	case "blurs":
+		m.Life = watch.Unknown
+		w.agents[pid] = m
+		return nil
+	default:
+		return errors.New("what does the process do?")
+	}
+	w.apply(watch.ProgramSeen{Program: "agentd", Member: m, At: w.now})
+	return nil
+}
+
 func (w *world) container(name, what string) error {
 	seen := watch.ContainerSeen{Ref: name, Named: true, Container: "id-of-" + name, Created: at(-time.Hour), Asked: w.now}
 	switch what {
@@ -267,7 +313,7 @@ func (w *world) sandbox(name string, args []string) error {
 		s = watch.Sandbox{ID: id(name), Name: name, State: watch.Running, Created: w.now}
 		s.Init = watch.Process{PID: 9000 + len(w.sandboxes), Start: uint64(1_000_000 + w.now.Sub(at(0))/(10*time.Millisecond)), Boot: thisBoot}
 	}
-	said := labels{}
+	said, byProgram := labels{}, false
 	for _, arg := range args {
 		key, value, _ := strings.Cut(arg, "=")
 		switch key {
@@ -284,12 +330,17 @@ func (w *world) sandbox(name string, args []string) error {
 				return err
 			}
 			s.Created = w.now.Add(ago)
+		case "program":
+			byProgram = true
 		default:
 			said[watch.LabelPrefix+key] = value
 		}
 	}
 	if !known {
 		s.Terms, _ = watch.ParseTerms(said)
+		if byProgram {
+			s.Terms.Rule, s.Terms.Owners = "agents", []watch.Claim{aProgram}
+		}
 	}
 	w.sandboxes[name] = s
 	w.apply(watch.SandboxSeen{Sandbox: s, Asked: w.now})
@@ -299,6 +350,9 @@ func (w *world) sandbox(name string, args []string) error {
 // decide goes on until nothing is due, as the loop does: the end of a stop is a fact of its own.
 func (w *world) decide() {
 	w.look()
+	if w.picture.TakeCount() {
+		w.say("count")
+	}
 	for len(w.picture.Due()) > 0 {
 		plan := w.policy.Decide(w.picture, w.now)
 		for _, step := range plan.Steps {

@@ -327,9 +327,11 @@ func (p Program) Matches(exe string, argv []string) bool {
 		// A process may put anything into its argv[0]: that can only keep a sandbox. A login shell has a dash there.
 		files = append(files, argv[0], strings.TrimPrefix(argv[0], "-"))
 	}
-	// What a script is called shows as the first argument of its interpreter that is no option.
-	if i := slices.IndexFunc(argv, func(arg string) bool { return !strings.HasPrefix(arg, "-") && arg != argv[0] }); i > 0 && len(p.args) == 0 {
-		files = append(files, argv[i])
+	// The kernel hands a script to its interpreter by a path (execve(2)), which is the first argument that is no option.
+	if len(argv) > 1 && len(p.args) == 0 {
+		if i := slices.IndexFunc(argv[1:], func(arg string) bool { return !strings.HasPrefix(arg, "-") }); i >= 0 && strings.Contains(argv[1+i], "/") {
+			files = append(files, argv[1+i])
+		}
 	}
 	named := slices.ContainsFunc(files, func(file string) bool {
 		return file != "" && (p.file.Matches(file) || p.file.Matches(path.Base(file)))

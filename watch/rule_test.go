@@ -589,7 +589,8 @@ func TestProgramMatches(t *testing.T) {
 		{"kojuto", "", []string{"kojuto"}, true}, // its executable cannot be read
 		{"kojuto", "", nil, false},
 		{"kojuto", "/usr/bin/python3", []string{"/opt/kojuto"}, true},
-		{"kojuto", "/usr/bin/python3", []string{"python3", "kojuto"}, true}, // a script of that name
+		{"kojuto", "/usr/bin/python3", []string{"python3", "kojuto"}, false},
+		{"kojuto", "/usr/bin/bash", []string{"/bin/bash", "-e", "./kojuto", "scan"}, true}, // a script
 		{"bash", "/bin/bash", []string{"-bash"}, true},
 		{"bash", "", []string{"-bash"}, true},
 		{"bash", "", []string{"--bash"}, false},

@@ -556,7 +556,7 @@ func recognised(t *testing.T) {
 		{"/somewhere/" + name, path, []string{name}, false},
 		{unique("node") + " */server.js", interpreter, []string{"node", script}, true},
 		{unique("node") + " */server.js", script, []string{"x"}, true},
-		{"server.js", script, []string{"x"}, false}, // what runs is the interpreter
+		{"server.js", script, []string{"x"}, true}, // the interpreter runs, and was handed the script
 		{unique("node") + " */server.js --port", interpreter, []string{"node", "--flag", script, "--port", "80"}, true},
 		{unique("node") + " */server.js 80", interpreter, []string{"node", script, "--port", "80"}, false},
 		{unique("node") + " */server.js", interpreter, []string{"node", "/srv/client.js"}, false},

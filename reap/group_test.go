@@ -1,7 +1,9 @@
 package reap_test
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -125,7 +127,7 @@ func TestAGroupGoesAlsoWhereItIsListedLate(t *testing.T) {
 func TestR8AGroupOutlivesACrash(t *testing.T) {
 	type crash struct {
 		at    string
-		files map[string]string
+		cases map[string]string // the records, by their files' names
 		left  []watch.Sandbox
 	}
 	for name, test := range map[string]struct {
@@ -145,7 +147,7 @@ func TestR8AGroupOutlivesACrash(t *testing.T) {
 				c.Boundary = func(b reap.Boundary) {
 					mu.Lock()
 					defer mu.Unlock()
-					now := crash{at: fmt.Sprintf("%d, %s", len(crashes), b), files: docket.files()}
+					now := crash{at: fmt.Sprintf("%d, %s", len(crashes), b), cases: docket.records()}
 					e.mu.Lock()
 					defer e.mu.Unlock()
 					now.left = slices.Collect(maps.Values(e.sandboxes))
@@ -180,11 +182,8 @@ func TestR8AGroupOutlivesACrash(t *testing.T) {
 			for _, c := range crashes {
 				t.Run(c.at, func(t *testing.T) {
 					next := newState(t)
-					for name, text := range c.files {
-						if filepath.Ext(name) != ".json" {
-							continue
-						}
-						if err := os.WriteFile(filepath.Join(next.dir, name), []byte(text), 0o600); err != nil {
+					for name, text := range c.cases {
+						if err := os.WriteFile(filepath.Join(next.dir, "cases", name), []byte(text), 0o600); err != nil {
 							t.Fatal(err)
 						}
 					}
@@ -205,4 +204,22 @@ func TestR8AGroupOutlivesACrash(t *testing.T) {
 			}
 		})
 	}
+}
+
+// records are what a crash leaves of the docket, by file. Somebody may be at work in it.
+func (s state) records() map[string]string {
+	records := map[string]string{}
+	files, err := filepath.Glob(filepath.Join(s.dir, "cases", "*.json"))
+	for _, file := range files {
+		text, readErr := os.ReadFile(file)
+		if errors.Is(readErr, fs.ErrNotExist) {
+			continue
+		}
+		err = errors.Join(err, readErr)
+		records[filepath.Base(file)] = string(text)
+	}
+	if err != nil {
+		s.Error(err)
+	}
+	return records
 }

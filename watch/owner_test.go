@@ -71,6 +71,8 @@ func TestProgramsAsOwners(t *testing.T) {
 		{"a younger one never counts", s, []watch.Event{counted(61, younger)}, fate{Life: watch.Exited}},
 		{"a younger one does not speak for an older one", s, []watch.Event{counted(61, younger, older)}, lives},
 		{"there is none", s, []watch.Event{counted(2)}, fate{Life: watch.Exited}},
+		{"its own first process is called so", s, []watch.Event{counted(2, agent(900, 0.3))}, fate{Life: watch.Exited}},
+		{"another of the tick in which its first process was born", s, []watch.Event{counted(2, agent(901, 0.3))}, fate{Life: watch.Alive, Start: ticks(0.3)}},
 
 		{"R1: none was counted before the sandbox was seen", s, []watch.Event{counted(0.9)}, unlooked},
 		{"R1: none was counted at the moment in which the sandbox was seen", s, []watch.Event{counted(1)}, unlooked},

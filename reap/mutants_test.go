@@ -331,7 +331,7 @@ var mutants = []mutant{
 	},
 	{
 		"of several dead owners the first says why", "reap/judge.go",
-		"if ends == nil || o.ExitedAt.After(died) {", "if ends == nil {",
+		"if ends == nil || o.ExitedAt.After(died) {", "if ends == nil || o.ExitedAt.Before(died) {",
 	},
 	{
 		"another manager's mark protects nothing", "reap/judge.go",
@@ -356,6 +356,18 @@ var mutants = []mutant{
 	{
 		"the brake on a program needs no count", "reap/decide.go",
 		"case o.Claim.Kind == watch.ProgramClaim && p.Counted(o.Claim.Program).Before(again),", "case false,",
+	},
+	{
+		"the brake on what a socket tells needs no look at it", "reap/decide.go",
+		"o.Claim.Kind == watch.SocketClaim && o.Asked.Before(again):", "false:",
+	},
+	{
+		"each scan of what is braked asks for another", "reap/decide.go",
+		"		} else if p.Listed(e.ID.Kind).Before(again) {\n", "		} else {\n",
+	},
+	{
+		"a client that was not seen to end died before all that is known", "watch/owner.go",
+		"may be older than its end.\n			o.lives[process] = ending{Exited, seen.At}\n", "may be older than its end.\n			o.lives[process] = ending{life: Exited}\n",
 	},
 	{
 		"a container's record goes before what belongs to its group has one", "reap/loop.go",

@@ -503,6 +503,7 @@ func (h *host) do(m move) {
 		h.check()
 		h.run()
 		h.send(m, h.list())
+		h.counting = h.counting || h.cast.programs() > 0 // behind the sandboxes: whoever owns one existed before it
 	case scanFails:
 		h.check()
 		h.apply(watch.ListFailed{Kind: watch.Container, At: h.now, Err: errModel})
@@ -518,9 +519,7 @@ func (h *host) do(m move) {
 			h.run()
 			break
 		}
-		l := letter{about: count, asked: h.now}
-		h.countAll(&l, h.now)
-		h.send(m, l)
+		h.send(m, h.countAll())
 	case initDied:
 		h.send(m, letter{
 			text: "init of " + boxName(m.who), about: initDied, who: m.who, asked: h.now,
@@ -784,11 +783,12 @@ func (h *host) member(p int) watch.Member {
 	return m
 }
 
-// countAll adds what a look at all processes finds. One that cannot be read may be of any program.
-func (h *host) countAll(l *letter, asked time.Time) {
+// countAll is a look at all processes. One that cannot be read may be of any program.
+func (h *host) countAll() letter {
+	l := letter{about: count, asked: h.now}
 	for n := range h.cast.programs() {
-		listed := watch.ProgramListed{Program: programName(n + 1), Asked: asked}
-		l.text += "; " + listed.Program + ":"
+		listed := watch.ProgramListed{Program: programName(n + 1), Asked: h.now}
+		l.text += listed.Program + ":"
 		for p := range h.pids {
 			if m := h.member(p); h.pids[p].alive && (h.cast.runsOf(p) == n+1 || m.Life == watch.Unknown) {
 				listed.Members = append(listed.Members, m)
@@ -797,6 +797,7 @@ func (h *host) countAll(l *letter, asked time.Time) {
 		}
 		l.events = append(l.events, listed)
 	}
+	return l
 }
 
 // lookAtBoss is what the adapter of the engine finds out about a container that owns sandboxes.
@@ -848,8 +849,6 @@ func (h *host) list() letter {
 			h.nameClients(&l, b)
 		}
 	}
-	// Behind the sandboxes: whoever owns one existed before it.
-	h.countAll(&l, h.now.Add(blink/2))
 	return l
 }
 

@@ -805,6 +805,54 @@ func TestR7OnceLooksTwiceToo(t *testing.T) {
 	})
 }
 
+// What a client's death asks for is a list that is newer than it. A single pass makes that list too, and ends when it has
+// asked often enough.
+func TestOnceLooksAgainWhenAClientHasDied(t *testing.T) {
+	for name, test := range map[string]struct {
+		fresh bool // the further scans show the sandbox as it is
+		scans int
+		left  []string
+	}{
+		"and reaps":               {true, 2, nil},
+		"but not again and again": {false, 5, []string{"a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onStand(t, once, func(s *stand) {
+				client := watch.Process{PID: 100, Start: 7, Boot: thisBoot}
+				s.engine.start(born("a", nil, ownedBy(aClient)))
+				first := s.engine.list()
+				s.pass(time.Hour)
+				scans := 0
+				for {
+					if err, ended := s.result(); ended {
+						if err != nil || scans != test.scans {
+							t.Errorf("ended %v after %d scans", err, scans)
+						}
+						break
+					}
+					if scans++; scans > 10 {
+						t.Fatal("it does not end")
+					}
+					list := watch.Event(first)
+					if test.fresh {
+						list = s.engine.list()
+					}
+					s.inbox.Post(
+						watch.ScanBegun{At: time.Now()}, list,
+						watch.ClientsSeen{ID: id("a"), Clients: []watch.Client{{Process: client}}, At: time.Now()},
+						watch.ProcessSeen{PID: 100, Process: client, Life: watch.Exited, At: time.Now().Add(time.Millisecond)},
+						watch.ScanEnded{At: time.Now()},
+					)
+					s.pass(time.Minute)
+				}
+				if got := s.engine.names(); !slices.Equal(got, test.left) {
+					t.Errorf("left are %v, want %v", got, test.left)
+				}
+			})
+		})
+	}
+}
+
 // A second look that fails is the end of it, and is said.
 func TestR7OnceDoesNotLookForEver(t *testing.T) {
 	onStand(t, func(c *reap.Config) { once(c); burst(0)(c) }, func(s *stand) {

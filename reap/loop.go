@@ -89,7 +89,9 @@ type Loop struct {
 	status    Status
 	lost      map[string]bool // sources that have lost events and not come back
 	unshared  map[watch.Kind]bool
-	ended     bool            // a scan has ended since the start
+	ended     bool            // a scan has ended since the start, and no further one is due
+	again     bool            // a further one is due: something must be looked at a second time
+	scans     int             // that have ended
 	alarmed   map[string]bool // rules of which there are more sandboxes than there should be
 	undurable bool            // the docket could not be written
 	scanning  bool            // a scan is under way,
@@ -112,7 +114,7 @@ func NewLoop(c Config) *Loop {
 }
 
 // Run folds, decides and acts until ctx ends and the reaps that were begun are finished, or [DrainFor] has passed. With
-// Once set it returns nil as soon as a scan has ended and nothing is left to do.
+// Once set it returns nil as soon as a scan has ended and nothing is left to do, which may take a further scan or a few.
 func (l *Loop) Run(ctx context.Context) error {
 	// Removals outlive an interrupt by as much as the loop does.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -151,12 +153,16 @@ func (l *Loop) Run(ctx context.Context) error {
 		switch {
 		case closing != nil && !l.busy():
 			return ctx.Err()
-		case l.Once && l.ended && !l.busy():
+		case l.Once && l.ended && !l.busy() && (!l.again || l.unseen != nil || l.scans >= onceScans):
 			return nil
 		}
 		timer.Reset(l.pause(now))
 	}
 }
+
+// onceScans is how many scans a loop with Once set makes at most. A second look, and one more for what happened during
+// that one, leave something to spare; on a host where each look asks for another, the next run goes on.
+const onceScans = 5
 
 // Status says how things stand. Only the goroutine of [Loop.Run] may call it while that runs.
 func (l *Loop) Status() Status {
@@ -221,11 +227,15 @@ func (l *Loop) braked() bool {
 func (l *Loop) fold(ev watch.Event) {
 	switch ev := ev.(type) {
 	case watch.ScanBegun:
+		if l.again {
+			l.again, l.ended = false, false
+		}
 		l.Owners.Check()
 		l.scanning, l.missed = true, nil
 	case watch.ScanEnded:
 		l.tellScan(ev)
 		l.ended, l.scanning, l.unseen = true, false, l.missed
+		l.scans++
 		l.status.Scanned = l.status.Scanned || ev.Failed == 0
 	case watch.ListFailed:
 		if l.scanning {
@@ -387,6 +397,7 @@ func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
 		l.tellBrake(len(plan.Braked))
 	}
 	if plan.SecondLook {
+		l.again = true
 		l.Rescan()
 	}
 	for _, j := range plan.Judged {

@@ -60,7 +60,7 @@ type Engine struct {
 	blind      bool                                 // it cannot see
 	belongings map[watch.Kind]map[string]*belonging // volumes by name, networks by ID
 	owners     map[string]map[string]bool           // for each claimed container reference, the IDs it has stood for
-	busy       map[string]bool                      // sockets that are being looked at
+	looking    map[string]chan struct{}             // sockets that are being looked at, closed when that has ended
 }
 
 // A known is what is remembered of a container that is watched, or once was, between looks.
@@ -96,7 +96,7 @@ func New(host string, proc *process.Host, post func(...watch.Event)) *Engine {
 		told:       map[string]told{},
 		belongings: map[watch.Kind]map[string]*belonging{watch.Volume: {}, watch.Network: {}},
 		owners:     map[string]map[string]bool{},
-		busy:       map[string]bool{},
+		looking:    map[string]chan struct{}{},
 	}
 	if proc != nil {
 		e.clients = newClientFinder(proc, host)

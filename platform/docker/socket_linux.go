@@ -54,27 +54,26 @@ func (e *Engine) lookAtSocket(id watch.ID, socket string) watch.SocketSeen {
 }
 
 // bounded gives a look some time to come back. While one does not, there is no other at the same place: on a file system
-// that hangs each would cost a thread.
+// that hangs each would cost a thread. One that comes back is waited for, since it was asked for earlier.
 func (e *Engine) bounded(p place, seen watch.SocketSeen, look func(watch.SocketSeen) watch.SocketSeen) watch.SocketSeen {
 	at := p.String()
-	e.mu.Lock()
-	busy := e.busy[at]
-	e.busy[at] = true
-	e.mu.Unlock()
-	if busy {
-		seen.Detail = "an earlier look at " + at + " has not come back"
-		return seen
+	timeout := time.NewTimer(socketPatience)
+	defer timeout.Stop()
+	ended, earlier := e.takeTurn(at)
+	for earlier != nil {
+		select {
+		case <-earlier:
+			ended, earlier = e.takeTurn(at)
+		case <-timeout.C:
+			seen.Detail = "an earlier look at " + at + " has not come back"
+			return seen
+		}
 	}
 	result := make(chan watch.SocketSeen, 1)
 	go func(seen watch.SocketSeen) {
-		found := look(seen)
-		e.mu.Lock()
-		delete(e.busy, at)
-		e.mu.Unlock()
-		result <- found
+		defer ended()
+		result <- look(seen)
 	}(seen)
-	timeout := time.NewTimer(socketPatience)
-	defer timeout.Stop()
 	select {
 	case found := <-result:
 		return found
@@ -82,6 +81,24 @@ func (e *Engine) bounded(p place, seen watch.SocketSeen, look func(watch.SocketS
 		seen.Detail = "a look at " + at + " takes too long"
 		return seen
 	}
+}
+
+// takeTurn begins a look at a place, and returns what ends it. While there is another one, the second result tells when
+// that has come back.
+func (e *Engine) takeTurn(at string) (ended func(), earlier <-chan struct{}) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if looking := e.looking[at]; looking != nil {
+		return nil, looking
+	}
+	looking := make(chan struct{})
+	e.looking[at] = looking
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.looking, at)
+		close(looking)
+	}, nil
 }
 
 // A place is where something that is mounted into a container is on this host.

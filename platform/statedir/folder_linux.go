@@ -25,8 +25,12 @@ type folder struct {
 	path string
 }
 
-// errAbsent says that a path leads nowhere, or through a link, or into what belongs to one user alone.
-var errAbsent = errors.New("there is nothing that is ours")
+var (
+	// errAbsent says that a path leads nowhere, or through a link, or into what belongs to one user alone.
+	errAbsent = errors.New("there is nothing that is ours")
+	// errElsewhere is an errAbsent by which it is not said that there is nothing.
+	errElsewhere = fmt.Errorf("%w: a link or no folder is on the way, or a file system of one user", errAbsent)
+)
 
 func openRoot() (folder, error) {
 	fd, err := openat(unix.AT_FDCWD, "/", unix.O_PATH|unix.O_DIRECTORY)
@@ -52,8 +56,10 @@ func (f folder) enter(name string) (folder, error) {
 // fault is the error of a system call about what f leads to.
 func (f folder) fault(op, file string, err error) error {
 	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), f.private(err):
+	case errors.Is(err, unix.ENOENT):
 		return errAbsent
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), f.private(err):
+		return errElsewhere
 	}
 	return &fs.PathError{Op: op, Path: readable(file), Err: err}
 }

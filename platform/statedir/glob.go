@@ -19,6 +19,20 @@ func CheckFiles(text string) error {
 	return err
 }
 
+// CheckFolders says what is wrong with a glob that names folders in which a program keeps its work, see [Expand].
+func CheckFolders(text string) error {
+	_, err := newFolders(text)
+	return err
+}
+
+func newFolders(text string) (glob, error) {
+	g, err := parseGlob(text)
+	if err != nil {
+		return nil, fmt.Errorf("folder %q: %w", text, err)
+	}
+	return g, nil
+}
+
 // A glob is an absolute path of which each element is a pattern as in all rules. As in a shell, one that begins with a *
 // or a ? does not match a name that begins with a dot.
 type glob []element
@@ -30,27 +44,13 @@ type element struct {
 
 const wildcards = "*?"
 
+// newGlob reads the glob of a rule's Files: what it matches may be removed.
 func newGlob(text string) (glob, error) {
+	g, err := parseGlob(text)
+	if err != nil {
+		return nil, fmt.Errorf("files %q: %w", text, err)
+	}
 	fault := func(what string) error { return fmt.Errorf("files %q: %s", text, what) }
-	rest, absolute := strings.CutPrefix(text, "/")
-	if !absolute {
-		return nil, fault("want an absolute path")
-	}
-	if strings.ContainsRune(text, 0) {
-		return nil, fault("no path has a NUL in it")
-	}
-	var g glob
-	for name := range strings.SplitSeq(rest, "/") {
-		switch {
-		case name == "":
-			return nil, fault("an element is empty")
-		case name == ".", name == "..":
-			return nil, fault("want a path without . and ..")
-		case strings.Contains(name, "**"):
-			return nil, fault("** has no meaning here: a * stays within one element")
-		}
-		g = append(g, element{name, watch.NewPattern(name)})
-	}
 	last := g[len(g)-1]
 	switch {
 	case len(g) < 2:
@@ -59,6 +59,29 @@ func newGlob(text string) (glob, error) {
 	case len(g) < 3, strings.Trim(g[len(g)-2].text, wildcards) == "":
 		// A slip of the pen here would be /home/*, or everything in every home.
 		return nil, fault("everything in such a folder is more than a program leaves behind")
+	}
+	return g, nil
+}
+
+func parseGlob(text string) (glob, error) {
+	rest, absolute := strings.CutPrefix(text, "/")
+	if !absolute {
+		return nil, errors.New("want an absolute path")
+	}
+	if strings.ContainsRune(text, 0) {
+		return nil, errors.New("no path has a NUL in it")
+	}
+	var g glob
+	for name := range strings.SplitSeq(rest, "/") {
+		switch {
+		case name == "":
+			return nil, errors.New("an element is empty")
+		case name == ".", name == "..":
+			return nil, errors.New("want a path without . and ..")
+		case strings.Contains(name, "**"):
+			return nil, errors.New("** has no meaning here: a * stays within one element")
+		}
+		g = append(g, element{name, watch.NewPattern(name)})
 	}
 	return g, nil
 }

@@ -32,3 +32,15 @@ func (*Leftovers) Stop(watch.ID, watch.Step) error { return errUnsupported }
 
 // Remove fails.
 func (*Leftovers) Remove(context.Context, watch.ID) error { return errUnsupported }
+
+// Incarnation fails.
+func Incarnation(string) (string, error) { return "", errUnsupported }
+
+// Remove fails.
+func Remove(context.Context, string, string) error { return errUnsupported }
+
+// Locked fails.
+func Locked(string) (watch.Life, int, error) { return watch.Unknown, 0, errUnsupported }
+
+// Expand fails.
+func Expand(context.Context, []string) ([]string, error) { return nil, errUnsupported }

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
+
+	"watcher/watch"
 )
 
 // ErrLocked says that another process holds the lock of a state directory.
@@ -29,24 +32,77 @@ func Lock(dir string) (unlock func() error, err error) {
 	return l.Close, nil
 }
 
-// holder finds out who holds the lock of a folder (proc_locks(5)); it is for people, and may not know.
+// holder says who holds the lock of a folder; it is for people, and may not know.
 func holder(dir string) string {
-	const nobodyKnown = "another process"
 	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
-		return nobodyKnown
-	}
-	f, err := os.Open("/proc/locks")
-	if err != nil {
-		return nobodyKnown
-	}
-	defer f.Close()
-	want := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		// 1: FLOCK  ADVISORY  WRITE 4242 fd:01:1234 0 EOF
-		if fields := strings.Fields(lines.Text()); len(fields) > 5 && fields[1] == "FLOCK" && fields[5] == want {
-			return "process " + fields[4]
+	if err := unix.Stat(dir, &st); err == nil {
+		if pid, err := flockedBy(unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino); err == nil && pid != 0 {
+			return "process " + strconv.Itoa(pid)
 		}
 	}
-	return nobodyKnown
+	return "another process"
+}
+
+// flockedBy returns a process that took the flock(2) of a file, as /proc/locks has it; 0 if it has none. That proves nothing:
+// it leaves out whoever is not of our PID namespace, or has exited and left the lock to a child, and on some file systems
+// (Btrfs, overlay) stat(2) tells of another device than it does.
+func flockedBy(major, minor uint32, inode uint64) (pid int, err error) {
+	f, err := os.Open("/proc/locks")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	want := fmt.Sprintf("%02x:%02x:%d", major, minor, inode)
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		// 1: FLOCK  ADVISORY  WRITE 4242 fd:01:1234 0 EOF; of one who waits the second field is an arrow (proc_locks(5)).
+		if fields := strings.Fields(lines.Text()); len(fields) > 5 && fields[1] == "FLOCK" && fields[5] == want {
+			return strconv.Atoi(fields[4])
+		}
+	}
+	return 0, lines.Err()
+}
+
+// Locked says whether a process has locked a file or folder, and if it can be told which: Exited stands for nobody, as if there
+// is no such file. The path is absolute; if a link is on the way, or what has it is neither file nor folder, nobody knows.
+//
+// It does not wait. Whom /proc/locks does not know it can only find by trying the lock, and then has it for microseconds:
+// whoever wants it just then, and does not wait either, is refused.
+func Locked(file string) (life watch.Life, holder int, err error) {
+	fault := func(err error) (watch.Life, int, error) {
+		return watch.Unknown, 0, fmt.Errorf("who has locked %s: %w", readable(file), err)
+	}
+	in, name, err := openParent(file)
+	switch {
+	case errors.Is(err, errElsewhere):
+		return fault(err)
+	case errors.Is(err, errAbsent):
+		return watch.Exited, 0, nil
+	case err != nil:
+		return fault(err)
+	}
+	defer in.close()
+	e, err := in.look(name)
+	switch {
+	case errors.Is(err, errElsewhere):
+		return fault(err)
+	case errors.Is(err, errAbsent):
+		return watch.Exited, 0, nil
+	case err != nil:
+		return fault(err)
+	}
+	defer e.close()
+	if !e.is(unix.S_IFREG) && !e.is(unix.S_IFDIR) {
+		return fault(errors.New("it is neither a file nor a folder")) // to open a device can do something
+	}
+	if pid, err := flockedBy(e.stat.Dev_major, e.stat.Dev_minor, e.stat.Ino); err == nil && pid != 0 {
+		return watch.Alive, pid, nil
+	}
+	switch used, err := e.locked(); {
+	case err != nil:
+		return fault(err)
+	case used != "":
+		return watch.Alive, 0, nil
+	}
+	return watch.Exited, 0, nil
 }

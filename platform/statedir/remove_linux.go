@@ -36,21 +36,26 @@ func remove(ctx context.Context, file string, id watch.ID) error {
 	if err != nil {
 		return err
 	}
-	why, err := mounts.use(ctx, e, everything)
-	switch {
+	switch why, err := mounts.use(ctx, e, everything); {
 	case err != nil:
 		return err
 	case why != "":
 		return fmt.Errorf("it %w: %s", ErrInUse, why)
-	case !e.is(unix.S_IFDIR):
-		switch err := unix.Unlinkat(in.fd, name, 0); {
-		case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EISDIR): // EISDIR: something else has its name by now
-			return nil
-		default:
-			return &fs.PathError{Op: "unlink", Path: readable(file), Err: err}
-		}
 	}
-	return removeFolder(ctx, in, name, e)
+	return removeEntry(ctx, in, name, e)
+}
+
+// removeEntry removes e, which had a name in a folder, with all in it.
+func removeEntry(ctx context.Context, in folder, name string, e *entry) error {
+	if e.is(unix.S_IFDIR) {
+		return removeFolder(ctx, in, name, e)
+	}
+	switch err := unix.Unlinkat(in.fd, name, 0); {
+	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EISDIR): // EISDIR: something else has its name by now
+		return nil
+	default:
+		return &fs.PathError{Op: "unlink", Path: readable(e.path), Err: err}
+	}
 }
 
 func removeFolder(ctx context.Context, in folder, name string, e *entry) error {

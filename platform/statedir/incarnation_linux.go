@@ -1,0 +1,104 @@
+package statedir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Incarnation names what has an absolute path now (T2); "" if nothing has, or if a link is on the way (T3).
+//
+// Where nobody knows when a file was born, what is there becomes another with every change of it.
+func Incarnation(file string) (string, error) {
+	in, name, err := openParent(file)
+	if err != nil {
+		return "", unlessAbsent(err)
+	}
+	defer in.close()
+	e, err := in.look(name)
+	if err != nil {
+		return "", unlessAbsent(err)
+	}
+	defer e.close()
+	return e.id().Name, nil
+}
+
+// Remove removes what has an absolute path, with all in it, if it is still that incarnation. That it is gone, or that
+// something else has its path, is success. The error wraps [ErrInUse] if a mount is there or below, or has it elsewhere (T4).
+//
+// Who has files in it open or locked does not matter: that its sandbox has ended is for the caller to know, and that the
+// path is one that a rule names (T1).
+func Remove(ctx context.Context, file, incarnation string) error {
+	if err := removeIncarnation(ctx, file, incarnation); err != nil {
+		return fmt.Errorf("remove %s: %w", readable(file), err)
+	}
+	return nil
+}
+
+func removeIncarnation(ctx context.Context, file, incarnation string) error {
+	in, name, err := openParent(file)
+	if err != nil {
+		return unlessAbsent(err)
+	}
+	defer in.close()
+	e, err := in.look(name)
+	if err != nil {
+		return unlessAbsent(err)
+	}
+	defer e.close()
+	if e.id().Name != incarnation {
+		return nil
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return err
+	}
+	if why := mounts.at(e.path); why != "" {
+		return fmt.Errorf("it %w: %s", ErrInUse, why)
+	}
+	return removeEntry(ctx, in, name, e)
+}
+
+// openParent opens the folder that a path is in. The path must be absolute and in its shortest form: one that is not was put
+// together of parts that somebody else chose.
+func openParent(file string) (in folder, name string, err error) {
+	if !path.IsAbs(file) || path.Clean(file) != file || file == "/" || strings.ContainsRune(file, 0) {
+		return folder{}, "", errors.New("want an absolute path without . and ..")
+	}
+	in, err = openFolder(path.Dir(file))
+	return in, path.Base(file), err
+}
+
+// Expand finds the folders that globs name now, in order and each once. No link is followed (T3), and one that cannot be read
+// is an error and not empty (T7).
+func Expand(ctx context.Context, globs []string) ([]string, error) {
+	root, err := openRoot()
+	if err != nil {
+		return nil, err
+	}
+	defer root.close()
+	var found []string
+	for _, text := range globs {
+		g, err := newFolders(text)
+		if err != nil {
+			return nil, err
+		}
+		err = g.walk(ctx, root, func(in folder, name string) error {
+			sub, err := in.enter(name)
+			if err != nil {
+				return unlessAbsent(err)
+			}
+			found = append(found, sub.path)
+			sub.close()
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(found)
+	return slices.Compact(found), nil
+}

@@ -44,8 +44,8 @@ func holder(dir string) string {
 }
 
 // flockedBy returns a process that took the flock(2) of a file, as /proc/locks has it; 0 if it has none. That proves nothing:
-// it leaves out whoever is not of our PID namespace, or has exited and left the lock to a child, and on some file systems
-// (Btrfs, overlay) stat(2) tells of another device than it does.
+// below the first PID namespace it leaves out whoever is not of ours, or has exited and left the lock to a child, and on some
+// file systems (Btrfs, overlay) stat(2) tells of another device than it does.
 func flockedBy(major, minor uint32, inode uint64) (pid int, err error) {
 	f, err := os.Open("/proc/locks")
 	if err != nil {
@@ -63,8 +63,8 @@ func flockedBy(major, minor uint32, inode uint64) (pid int, err error) {
 	return 0, lines.Err()
 }
 
-// Locked says whether a process has locked a file or folder, and if it can be told which: Exited stands for nobody, as if there
-// is no such file. The path is absolute; if a link is on the way, or what has it is neither file nor folder, nobody knows.
+// Locked says whether a process has locked a file or folder, and if that can be told which process took the lock; it may have
+// left it to a child and be gone. Exited stands for nobody, as if there is no such file. The path is absolute; if a link is on the way, or what has it is neither file nor folder, nobody knows.
 //
 // It does not wait. Whom /proc/locks does not know it can only find by trying the lock, and then has it for microseconds:
 // whoever wants it just then, and does not wait either, is refused.

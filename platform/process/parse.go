@@ -10,6 +10,9 @@ import (
 // A stat is what /proc/PID/stat says of a process, as far as it matters here (proc_pid_stat(5)).
 type stat struct {
 	state   byte
+	parent  int // 0: it has none, or that is in a PID namespace above ours
+	group   int // of processes, and session: 0 if that is in a namespace above ours, -1 if it was reaped while we read
+	session int
 	flags   uint64
 	threads int    // those that have not been reaped, the leader among them; 0: it was reaped while we read
 	start   uint64 // in ticks since boot
@@ -43,13 +46,16 @@ func parseStat(b []byte) (stat, error) {
 		return stat{}, errStat
 	}
 	s := stat{state: fields[0][0]}
-	var errs [4]error
+	var errs [7]error
 	var threads uint64
 	for i, field := range []struct {
 		number int
 		value  *uint64
 	}{{9, &s.flags}, {20, &threads}, {22, &s.start}, {51, &s.envEnd}} {
 		*field.value, errs[i] = strconv.ParseUint(string(fields[field.number-first]), 10, 64)
+	}
+	for i, number := range []*int{&s.parent, &s.group, &s.session} {
+		*number, errs[4+i] = strconv.Atoi(string(fields[i+1]))
 	}
 	if s.threads = int(threads); s.threads < 0 || errors.Join(errs[:]...) != nil {
 		return stat{}, errStat
@@ -64,4 +70,30 @@ func parseArgv(b []byte) []string {
 		return nil
 	}
 	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
+}
+
+// A Cgroup is the group of a process in one hierarchy (cgroups(7)).
+type Cgroup struct {
+	Hierarchy   int    // 0: version 2
+	Controllers string // those of version 1, or name=NAME
+	Path        string // from the root of the hierarchy, as our cgroup namespace shows it; " (deleted)" may follow it
+}
+
+var errCgroups = errors.New("not the control groups of a process")
+
+// parseCgroups reads the content of /proc/PID/cgroup. The kernel lets no name of a group hold a newline.
+func parseCgroups(b []byte) (all []Cgroup, err error) {
+	for line := range strings.Lines(string(b)) {
+		line, ended := strings.CutSuffix(line, "\n")
+		fields := strings.SplitN(line, ":", 3)
+		if !ended || len(fields) != 3 || !strings.HasPrefix(fields[2], "/") {
+			return nil, errCgroups
+		}
+		id, err := strconv.Atoi(fields[0])
+		if err != nil || id < 0 {
+			return nil, errCgroups
+		}
+		all = append(all, Cgroup{id, fields[1], fields[2]})
+	}
+	return all, nil
 }

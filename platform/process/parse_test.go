@@ -70,11 +70,11 @@ func TestStat(t *testing.T) {
 		want                 stat
 		kernel, dead, forked bool
 	}{
-		{content: statOfShell, want: stat{'S', 4194304, 1, 918273, 144}},
-		{content: statOfKernel, want: stat{'S', 2129984, 1, 1, 0}, kernel: true, forked: true},
-		{content: statOfLeader, want: stat{'Z', 4228108, 3, 5000, 0}},
-		{content: statOfReaped, want: stat{'X', 4228172, 0, 5001, 0}, forked: true},
-		{content: statOfZombie, want: stat{'Z', 4228172, 1, 5001, 0}, dead: true, forked: true},
+		{content: statOfShell, want: stat{state: 'S', parent: 4241, group: 4242, session: 4242, flags: 4194304, threads: 1, start: 918273, envEnd: 144}},
+		{content: statOfKernel, want: stat{state: 'S', flags: 2129984, threads: 1, start: 1}, kernel: true, forked: true},
+		{content: statOfLeader, want: stat{state: 'Z', parent: 1, group: 77, session: 77, flags: 4228108, threads: 3, start: 5000}},
+		{content: statOfReaped, want: stat{state: 'X', parent: 1, group: 78, session: 78, flags: 4228172, threads: 0, start: 5001}, forked: true},
+		{content: statOfZombie, want: stat{state: 'Z', parent: 1, group: 78, session: 78, flags: 4228172, threads: 1, start: 5001}, dead: true, forked: true},
 	} {
 		got, err := parseStat([]byte(tt.content))
 		if err != nil || got != tt.want || got.kernel() != tt.kernel || got.dead() != tt.dead || got.forked() != tt.forked {
@@ -89,6 +89,8 @@ func TestStatRefuses(t *testing.T) {
 		")",
 		"4242 (bash) S",
 		strings.Replace(statOfShell, " S ", " SS ", 1),
+		strings.Replace(statOfShell, " 4241 ", " x ", 1),
+		strings.Replace(statOfShell, " 4242 34816 ", " 0x4242 34816 ", 1),
 		strings.Replace(statOfShell, "918273", "-1", 1),
 		strings.Replace(statOfShell, "918273", "x", 1),
 		strings.Replace(statOfShell, " 20 0 1 ", " 20 0 -1 ", 1),
@@ -115,6 +117,46 @@ func FuzzStat(f *testing.F) {
 		named := slices.Concat([]byte("1 ("), name, []byte(")"), rest)
 		if again, err2 := parseStat(named); again != got || (err == nil) != (err2 == nil) {
 			t.Errorf("%q: %+v (%v), and with the name %q %+v (%v)", content, got, err, name, again, err2)
+		}
+	})
+}
+
+const (
+	cgroupsOfHybrid = "12:cpu,cpuacct:/vm0/a\n1:name=systemd:/user.slice\n0::/vm0/a:b (deleted)\n"
+	cgroupsOfV2     = "0::/system.slice/runner.service/vm\n"
+)
+
+func TestCgroups(t *testing.T) {
+	for content, want := range map[string][]Cgroup{
+		"":              nil,
+		"0::/\n":        {{0, "", "/"}},
+		cgroupsOfV2:     {{0, "", "/system.slice/runner.service/vm"}},
+		cgroupsOfHybrid: {{12, "cpu,cpuacct", "/vm0/a"}, {1, "name=systemd", "/user.slice"}, {0, "", "/vm0/a:b (deleted)"}},
+	} {
+		if got, err := parseCgroups([]byte(content)); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %+v (%v), want %+v", content, got, err, want)
+		}
+	}
+	for _, content := range []string{"0::/", "\n", "0:/\n", "x::/\n", "-1::/\n", "0::x\n", "0::\n"} {
+		if got, err := parseCgroups([]byte(content)); err == nil {
+			t.Errorf("%q: %+v", content, got)
+		}
+	}
+}
+
+func FuzzCgroups(f *testing.F) {
+	for _, content := range []string{cgroupsOfHybrid, cgroupsOfV2, "", "0::/"} {
+		f.Add([]byte(content))
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		got, err := parseCgroups(content)
+		if err != nil && got != nil {
+			t.Errorf("%q: %+v, %v", content, got, err)
+		}
+		for _, c := range got {
+			if c.Hierarchy < 0 || !strings.HasPrefix(c.Path, "/") || strings.Contains(c.Path, "\n") {
+				t.Errorf("%q: %+v", content, c)
+			}
 		}
 	})
 }

@@ -382,7 +382,7 @@ func (v *visit) judge(s *subject) error {
 		return nil
 	}
 	if im, err = s.image(""); err == nil && im.none {
-		im, err = s.worker()
+		_, im, err = s.worker()
 	}
 	switch {
 	case err != nil:

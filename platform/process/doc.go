@@ -23,4 +23,9 @@
 //	P7  A complete look is complete or an error. Whoever existed when it was asked for, and lives, is in it: alive if it
 //	    is of the program, unknown if what it runs cannot be read. Only the init of the host is not unknown.
 //	P8  No event and no look can hide a process from a complete look. An exec is a reason to look earlier, and no more.
+//	P9  What a [Sight] shows was so at one moment: the stat before and behind it says the same, and the process lived.
+//	P10 The ancestors of a process are all, or an error. They were above one another at one moment, and the first of them that
+//	    cannot be read, or is out of sight, ends what is known. Who lost its parent has its next one above it.
+//	P11 A process group is signalled through a pidfd as well: its leader's, while a member that is held keeps the number of
+//	    the group from being given to another, or one by one through those of its members. Somebody else's group is spared.
 package process

@@ -184,8 +184,10 @@ func (h *Handle) Wait() error {
 }
 
 // Signal sends a signal to the process, whatever has its PID by now. [ErrGone] says that it was reaped before.
-func (h *Handle) Signal(sig unix.Signal) (err error) {
-	ctlErr := h.conn.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+func (h *Handle) Signal(sig unix.Signal) error { return h.signal(sig, 0) }
+
+func (h *Handle) signal(sig unix.Signal, flags int) (err error) {
+	ctlErr := h.conn.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, flags) })
 	switch err = errors.Join(ctlErr, err); {
 	case errors.Is(err, unix.ESRCH):
 		return ErrGone

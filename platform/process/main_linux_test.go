@@ -3,6 +3,7 @@ package process_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -69,6 +70,46 @@ func play(role string) {
 		ready = lookAround("*")
 		drop()
 		ready += "\t" + lookAround("*")
+	case "jailed":
+		must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		must(unix.Chroot(os.Args[1]))
+		must(unix.Chdir("/"))
+	case "stranger sights":
+		host, err := process.NewHost("/proc")
+		must(err)
+		drop()
+		_, err = host.Sight(os.Getppid())
+		_, findErr := host.Find(context.Background(), func(string, []string) bool { return false })
+		ready = fmt.Sprintf("unreadable %t, complete %t", errors.Is(err, process.ErrUnreadable), findErr == nil)
+	case "stranger climbs":
+		host, err := process.NewHost("/proc")
+		must(err)
+		drop()
+		ready = climb(host, os.Getpid())
+	case "climb":
+		host, err := process.NewHost("/proc")
+		must(err)
+		ready = climb(host, os.Getpid())
+	case "subreaper":
+		must(unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+		ready = family("echo $$; sh -c 'echo $$; read line'; true", 2)
+	case "headless parent":
+		ready = family("echo $$; read line", 1)
+		go func() {
+			beat := time.NewTicker(time.Millisecond)
+			for range beat.C {
+				stat, err := os.ReadFile("/proc/self/stat")
+				must(err)
+				if strings.Contains(string(stat), ") Z ") {
+					break
+				}
+			}
+			fmt.Println(ready)
+			_, err := io.Copy(io.Discard, os.Stdin)
+			must(err)
+			_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		}()
+		_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0) // the leader, see init
 	case "new host":
 		// We are PID 1 of a namespace, with the /proc of the one above and, in the folder named by our argument, our own.
 		must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
@@ -87,6 +128,36 @@ func play(role string) {
 	must(err)
 	// Without Go's farewell, which in a race-enabled binary takes a second.
 	_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+}
+
+func init() {
+	if os.Getenv(roleVariable) == "headless parent" {
+		runtime.LockOSThread() // the leader runs main, and nothing else does
+	}
+}
+
+// climb says what came of a look for all ancestors of a process.
+func climb(host *process.Host, pid int) string {
+	h, err := host.Open(pid)
+	must(err)
+	chain, err := h.Ancestors(func(process.Ancestor) bool { return false })
+	return fmt.Sprintf("unreadable %t, chain %d", errors.Is(err, process.ErrUnreadable), len(chain))
+}
+
+// family starts a shell below us, that ends with our input, and returns what it says.
+func family(script string, lines int) (said string) {
+	cmd := exec.Command("sh", "-c", script)
+	cmd.Stdin = os.Stdin
+	out, err := cmd.StdoutPipe()
+	must(err)
+	must(cmd.Start())
+	in := bufio.NewReader(out)
+	for range lines {
+		line, err := in.ReadString('\n')
+		must(err)
+		said += strings.TrimSpace(line) + " "
+	}
+	return strings.TrimSpace(said)
 }
 
 // drop makes us nobody in particular.

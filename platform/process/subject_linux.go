@@ -221,8 +221,9 @@ func (s *subject) starting(in string) bool {
 	return err != nil || st.envEnd == 0
 }
 
-// worker reads what is run by a process whose leader has exited: /proc/PID then shows nothing, and its workers go on.
-func (s *subject) worker() (image, error) {
+// worker reads what is run by a process whose leader has exited: /proc/PID then shows nothing, and its workers go on. It says
+// in which folder that was found.
+func (s *subject) worker() (in string, im image, err error) {
 	fd, err := unix.Openat(s.dir, "task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	var tids []string
 	if err == nil {
@@ -231,14 +232,15 @@ func (s *subject) worker() (image, error) {
 		_ = task.Close()
 	}
 	if err != nil && !gone(err) {
-		return image{}, fmt.Errorf("list the threads of process %d: %w", s.pid, err)
+		return "", image{}, fmt.Errorf("list the threads of process %d: %w", s.pid, err)
 	}
 	for _, tid := range tids {
-		if im, err := s.image("task/" + tid + "/"); err != nil || !im.none {
-			return im, err
+		in := "task/" + tid + "/"
+		if im, err := s.image(in); err != nil || !im.none {
+			return in, im, err
 		}
 	}
-	return image{whole: true, none: true}, nil
+	return "", image{whole: true, none: true}, nil
 }
 
 // whole returns nil if this /proc shows us every process of our PID namespace. With the option hidepid it shows others only

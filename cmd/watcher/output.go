@@ -154,11 +154,16 @@ func useColor(w io.Writer) bool {
 	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
 }
 
-func writeTable(w io.Writer, rows []row, now time.Time, withResult bool) error {
-	paint := func(_, s string) string { return s }
+// painter returns what colours a text, or leaves it alone.
+func painter(w io.Writer) func(color, s string) string {
 	if useColor(w) {
-		paint = func(color, s string) string { return color + s + reset }
+		return func(color, s string) string { return color + s + reset }
 	}
+	return func(_, s string) string { return s }
+}
+
+func writeTable(w io.Writer, rows []row, now time.Time, withResult bool) error {
+	paint := painter(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	head := "KIND\tID\tNAME\tAGE\tSTATE\tOWNER\t" + paint(plain, "VERDICT") + "\tREASON"
 	if withResult {

@@ -134,10 +134,7 @@ func (h *Host) ancestor(l *look, at link) (Ancestor, error) {
 		return a, unreadable(at.pid, err)
 	}
 	defer s.close()
-	im, err := s.image("")
-	if err == nil && im.none {
-		_, im, err = s.worker()
-	}
+	_, im, err := s.settled()
 	switch {
 	case err != nil:
 		return a, unreadable(at.pid, err)

@@ -115,17 +115,12 @@ func (s *Sight) read(at *subject) (still bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	// When the leader has exited its folder shows nothing any more, and the workers go on.
-	in := ""
-	im, err := at.image(in)
-	if err == nil && im.none {
-		if in, im, err = at.worker(); err == nil && im.none {
-			return false, ErrGone
-		}
-	}
+	in, im, err := at.settled()
 	switch {
 	case err != nil:
 		return false, err
+	case im.none:
+		return false, ErrGone
 	case !im.whole:
 		return false, errors.New("it cannot be told what it runs")
 	}
@@ -251,12 +246,12 @@ func (h *Host) runs(l *look, pid int, wanted func(exe string, argv []string) boo
 	}
 	defer s.close()
 	im, err := s.image("")
-	if err == nil && im.none {
+	if err == nil && (im.none || !im.whole) {
 		st, statErr := s.stat("")
 		if statErr != nil || st.kernel() || st.dead() {
 			return false, statErr
 		}
-		_, im, err = s.worker()
+		_, im, err = s.settled()
 	}
 	switch {
 	case err != nil:

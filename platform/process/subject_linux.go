@@ -160,6 +160,29 @@ func (s *subject) image(in string) (im image, err error) {
 	return im, nil
 }
 
+// An exec takes some time, most of it for reading the file. Until it is over there is an executable without arguments.
+const (
+	settleTime = 50 * time.Millisecond
+	settleBeat = time.Millisecond
+)
+
+// settled reads what the process runs, and waits some time if that cannot be told yet. It says in which folder it was read: when
+// the leader has exited its own shows nothing any more, and the workers go on.
+func (s *subject) settled() (in string, im image, err error) {
+	for deadline := time.Now().Add(settleTime); ; <-time.After(settleBeat) {
+		if im, err = s.image(""); err == nil && im.none {
+			in, im, err = s.worker()
+		}
+		// With arguments and without an executable it is one that we may not know.
+		if err != nil || im.whole || len(im.argv) > 0 || time.Now().After(deadline) {
+			return in, im, err
+		}
+		if st, err := s.stat(in); err != nil || st.dead() {
+			return "", image{whole: true, none: true}, nil
+		}
+	}
+}
+
 // glance reads an image once. It is not still if an exec may have come in between: then the executable could be that of
 // one program and the arguments those of another.
 func (s *subject) glance(in string) (im image, still bool, err error) {

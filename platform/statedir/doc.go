@@ -17,6 +17,8 @@
 //	    repeated.
 //	T7  A folder that cannot be read is not an empty one: the list fails.
 //	T8  A removal needs a bounded number of descriptors and a bounded memory, however wide or deep the tree is.
+//	T9  [RemoveOwned] empties no folder of another user. So what a user put there costs nobody more than he could have removed
+//	    himself: a name of a file that is in his own folder, or an empty folder.
 //
 // All this holds while others rename, swap, link and mount what is being removed. What it cannot do: unlinkat(2) takes a
 // name, not a descriptor. Between the look and the removal of a single entry its name may be given to another one, which

@@ -1,6 +1,7 @@
 package statedir
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,13 +33,28 @@ func Incarnation(file string) (string, error) {
 // Who has files in it open or locked does not matter: that its sandbox has ended is for the caller to know, and that the
 // path is one that a rule names (T1).
 func Remove(ctx context.Context, file, incarnation string) error {
-	if err := removeIncarnation(ctx, file, incarnation); err != nil {
+	return (&removal{}).incarnation(ctx, file, incarnation)
+}
+
+// RemoveOwned is [Remove] of what belongs to one user, in a folder that others may write in or not: folders of other users in
+// it are not emptied (T9). What belongs to root is root's own to remove, with everybody's folders in it. It calls removed, which
+// may be nil, for each name that is gone.
+func RemoveOwned(ctx context.Context, uid uint32, file, incarnation string, removed func()) error {
+	r := &removal{removed: removed}
+	if uid != 0 {
+		r.owner = &uid
+	}
+	return r.incarnation(ctx, file, incarnation)
+}
+
+func (r *removal) incarnation(ctx context.Context, file, incarnation string) error {
+	if err := r.named(ctx, file, incarnation); err != nil {
 		return fmt.Errorf("remove %s: %w", readable(file), err)
 	}
 	return nil
 }
 
-func removeIncarnation(ctx context.Context, file, incarnation string) error {
+func (r *removal) named(ctx context.Context, file, incarnation string) error {
 	in, name, err := openParent(file)
 	if err != nil {
 		return unlessAbsent(err)
@@ -59,7 +75,12 @@ func removeIncarnation(ctx context.Context, file, incarnation string) error {
 	if why := mounts.at(e.path); why != "" {
 		return fmt.Errorf("it %w: %s", ErrInUse, why)
 	}
-	return removeEntry(ctx, in, name, e)
+	if r.owner != nil {
+		if err := ownedBy(e.fd, *r.owner); err != nil {
+			return err
+		}
+	}
+	return r.entry(ctx, in, name, e)
 }
 
 // openParent opens the folder that a path is in. The path must be absolute and in its shortest form: one that is not was put
@@ -101,4 +122,55 @@ func Expand(ctx context.Context, globs []string) ([]string, error) {
 	}
 	slices.Sort(found)
 	return slices.Compact(found), nil
+}
+
+// Nearest finds the folders in which a change can make globs name other folders than they do: those that a pattern is looked for
+// in, and where a glob leads no further the last ones on the way.
+func Nearest(ctx context.Context, globs []string) ([]string, error) {
+	root, err := openRoot()
+	if err != nil {
+		return nil, err
+	}
+	defer root.close()
+	var found []string
+	for _, text := range globs {
+		g, err := newFolders(text)
+		if err != nil {
+			return nil, err
+		}
+		if err := g.nearest(ctx, root, &found); err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(found)
+	return slices.Compact(found), nil
+}
+
+func (g glob) nearest(ctx context.Context, in folder, found *[]string) error {
+	if len(g) == 0 {
+		return nil
+	}
+	into := func(name string) error {
+		sub, err := in.enter(name)
+		if err != nil {
+			return err
+		}
+		defer sub.close()
+		return g[1:].nearest(ctx, sub, found)
+	}
+	here := cmp.Or(in.path, "/")
+	if g[0].literal() {
+		err := into(g[0].text)
+		if errors.Is(err, errAbsent) {
+			*found = append(*found, here)
+		}
+		return unlessAbsent(err)
+	}
+	*found = append(*found, here)
+	return unlessAbsent(in.names(ctx, func(name string) error {
+		if !g[0].matches(name) {
+			return nil
+		}
+		return unlessAbsent(into(name))
+	}))
 }

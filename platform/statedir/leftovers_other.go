@@ -44,3 +44,9 @@ func Locked(string) (watch.Life, int, error) { return watch.Unknown, 0, errUnsup
 
 // Expand fails.
 func Expand(context.Context, []string) ([]string, error) { return nil, errUnsupported }
+
+// RemoveOwned fails.
+func RemoveOwned(context.Context, uint32, string, string, func()) error { return errUnsupported }
+
+// Nearest fails.
+func Nearest(context.Context, []string) ([]string, error) { return nil, errUnsupported }

@@ -42,23 +42,26 @@ func remove(ctx context.Context, file string, id watch.ID) error {
 	case why != "":
 		return fmt.Errorf("it %w: %s", ErrInUse, why)
 	}
-	return removeEntry(ctx, in, name, e)
+	return (&removal{}).entry(ctx, in, name, e)
 }
 
-// removeEntry removes e, which had a name in a folder, with all in it.
-func removeEntry(ctx context.Context, in folder, name string, e *entry) error {
+// entry removes e, which had a name in a folder, with all in it.
+func (r *removal) entry(ctx context.Context, in folder, name string, e *entry) error {
 	if e.is(unix.S_IFDIR) {
-		return removeFolder(ctx, in, name, e)
+		return r.folder(ctx, in, name, e)
 	}
 	switch err := unix.Unlinkat(in.fd, name, 0); {
-	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EISDIR): // EISDIR: something else has its name by now
+	case err == nil:
+		r.count()
+		return nil
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EISDIR): // EISDIR: something else has its name by now
 		return nil
 	default:
 		return &fs.PathError{Op: "unlink", Path: readable(e.path), Err: err}
 	}
 }
 
-func removeFolder(ctx context.Context, in folder, name string, e *entry) error {
+func (r *removal) folder(ctx context.Context, in folder, name string, e *entry) error {
 	top, err := folder{e.fd, e.path}.open()
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: readable(e.path), Err: err}
@@ -75,7 +78,7 @@ func removeFolder(ctx context.Context, in folder, name string, e *entry) error {
 	case place.mount != above.mount:
 		return fmt.Errorf("it %w: a file system is mounted there", ErrInUse)
 	}
-	r := &removal{top: int(top.Fd()), place: place}
+	r.top, r.place = int(top.Fd()), place
 	if err := r.empty(ctx, top, e.path, 1); err != nil {
 		return err
 	}
@@ -95,7 +98,10 @@ func removeFolder(ctx context.Context, in folder, name string, e *entry) error {
 		}
 	}
 	switch err := unix.Unlinkat(in.fd, name, unix.AT_REMOVEDIR); {
-	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+	case err == nil:
+		r.count()
+		return nil
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return nil
 	default:
 		return &fs.PathError{Op: "rmdir", Path: readable(e.path), Err: err}
@@ -106,13 +112,22 @@ func removeFolder(ctx context.Context, in folder, name string, e *entry) error {
 // leftover first (T8). With 64 that costs one rename for as many folders, and hardly any leftover is that deep.
 const maxDepth = 64
 
-// A removal is one attempt at emptying a folder.
+// A removal is one attempt at removing something.
 type removal struct {
+	owner   *uint32 // whose folders alone are emptied; nil: everybody's
+	removed func()  // called for each name that was removed, if not nil
+
 	top    int // the leftover
 	place  place
 	lifted int // folders moved to the top
 	first  error
 	failed int
+}
+
+func (r *removal) count() {
+	if r.removed != nil {
+		r.removed()
+	}
 }
 
 // fail notes that something could not be removed.
@@ -174,6 +189,7 @@ func (r *removal) remove(ctx context.Context, dir int, name, in string, depth in
 	op, err := unlink(dir, name)
 	switch {
 	case err == nil:
+		r.count()
 		return true, nil
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return false, nil // it went, or is something else by now: the next pass will see
@@ -204,6 +220,7 @@ func (r *removal) remove(ctx context.Context, dir int, name, in string, depth in
 	op, err = unlink(dir, name)
 	switch {
 	case err == nil:
+		r.count()
 		return true, nil
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 	case errors.Is(err, unix.ENOTEMPTY) && r.lifted != lifted:
@@ -229,14 +246,30 @@ func (r *removal) enter(dir int, name string) (*os.File, error) {
 		return nil, err
 	}
 	place, err := placeOf(fd)
-	if err == nil && place != r.place {
+	switch {
+	case err != nil:
+	case place != r.place:
 		err = fmt.Errorf("another file system: %w", unix.EXDEV)
+	case r.owner != nil:
+		err = ownedBy(fd, *r.owner)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// ownedBy returns nil if a file belongs to a user (T9).
+func ownedBy(fd int, uid uint32) error {
+	var s unix.Statx_t
+	if err := statx(fd, &s); err != nil {
+		return fmt.Errorf("statx: %w", err)
+	}
+	if s.Uid != uid {
+		return fmt.Errorf("it belongs to user %d and not to %d: %w", s.Uid, uid, unix.EPERM)
+	}
+	return nil
 }
 
 // lift moves a folder that lies too deep to the top of the leftover, where the next pass finds it.

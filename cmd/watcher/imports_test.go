@@ -137,6 +137,8 @@ var importRules = []importRule{
 		"github.com/mdlayher/netlink", "github.com/mdlayher/socket", "github.com/cilium/ebpf"),
 	home("platform/statedir", "files are waited for in one way",
 		"github.com/fsnotify/fsnotify"),
+	home("platform/firecracker", "what changes the host's network is what microVMs leave in it",
+		"github.com/vishvananda/netlink", "github.com/vishvananda/netns"),
 	home("cmd/watcher", "lifetimes are wired in one place",
 		"github.com/oklog/run"),
 	{
@@ -278,6 +280,7 @@ func TestEveryImportRuleCanFail(t *testing.T) {
 		"docker's successor elsewhere":           {"cmd/watcher/x.go", `import "github.com/moby/moby/client"`, "home of github.com/docker/docker"},
 		"netlink elsewhere":                      {"platform/process/x.go", `import "github.com/mdlayher/netlink"`, "home of github.com/mdlayher/netlink"},
 		"fsnotify elsewhere":                     {"platform/docker/x.go", `import "github.com/fsnotify/fsnotify"`, "home of github.com/fsnotify/fsnotify"},
+		"links of networks elsewhere":            {"platform/process/x.go", `import "github.com/vishvananda/netlink"`, "home of github.com/vishvananda/netlink"},
 		"run groups elsewhere":                   {"reap/loop.go", `import "github.com/oklog/run"`, "home of github.com/oklog/run"},
 		"a module whose name begins alike":       {"reap/loop.go", `import "github.com/oklog/runner"`, ""},
 		"watch reads files":                      {"watch/x.go", `import "os"`, "deciding touches nothing"},

@@ -1,0 +1,237 @@
+package firecracker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A filter is one of the ways in which this host keeps rules for packets: a family of addresses and a back end. There are
+// programs to save all rules of it, and to restore some.
+type filter struct {
+	family  string // what its programs begin with
+	backEnd string // "-legacy", "-nft", or "" where that is not part of the name
+	folder  string // where the programs are
+}
+
+func (f filter) save() string    { return filepath.Join(f.folder, f.family+f.backEnd+"-save") }
+func (f filter) restore() string { return filepath.Join(f.folder, f.family+f.backEnd+"-restore") }
+
+// sbin are the folders with the programs of an administrator. They need not be in PATH.
+var sbin = []string{"/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin"}
+
+// rulesPatience is for another program that has the lock of the rules, and for the rules of a host with thousands.
+const rulesPatience = 30 * time.Second
+
+// removeRules removes every rule for packets in our network namespace that bears exactly this comment, of IPv4 and IPv6, in
+// all tables of all back ends. That there is none is success. That a program for it is missing is an error: it is not known
+// then that there is no rule, and who made rules had such a program.
+func removeRules(ctx context.Context, comment string) error {
+	if err := checkComment(comment); err != nil {
+		return fmt.Errorf("remove the rules with comment %q: %w", comment, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, rulesPatience)
+	defer cancel()
+	filters, err := filtersIn(sbin)
+	errs := []error{err} // what there is can still be cleaned up
+	for _, f := range filters {
+		errs = append(errs, f.remove(ctx, comment))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove the rules with comment %q: %w", comment, err)
+	}
+	return nil
+}
+
+// checkComment says why no rule can bear a comment. The limit is that of the kernel (XT_MAX_COMMENT_LEN, with its NUL).
+func checkComment(comment string) error {
+	switch {
+	case comment == "", len(comment) > 255:
+		return errors.New("want 1 to 255 bytes")
+	case strings.ContainsFunc(comment, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return errors.New("it has control characters")
+	}
+	return nil
+}
+
+// filtersIn finds the filters of this host by their programs. The error says which are missing.
+func filtersIn(folders []string) (found []filter, err error) {
+	var missing []error
+	for _, family := range []string{"iptables", "ip6tables"} {
+		if family == "ip6tables" && !hasIPv6() {
+			continue
+		}
+		var of []filter
+		// The plain name is one of the others by another, where they are there.
+		for _, backEnd := range []string{"-legacy", "-nft", ""} {
+			if backEnd == "" && len(of) > 0 {
+				continue
+			}
+			i := slices.IndexFunc(folders, func(folder string) bool {
+				f := filter{family, backEnd, folder}
+				return isProgram(f.save()) && isProgram(f.restore())
+			})
+			if i >= 0 {
+				of = append(of, filter{family, backEnd, folders[i]})
+			}
+		}
+		if len(of) == 0 {
+			missing = append(missing, fmt.Errorf("%s-save and %s-restore: %w", family, family, exec.ErrNotFound))
+		}
+		found = append(found, of...)
+	}
+	return found, errors.Join(missing...)
+}
+
+func isProgram(file string) bool {
+	info, err := os.Stat(file)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}
+
+// hasIPv6 reports whether this kernel has IPv6. Without it no rules for it can be.
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/thread-self/net/if_inet6")
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// remove removes the rules of one filter. All of a table go at once or none. If one of them has been removed by another since
+// they were read then none goes, and what is left is read again.
+func (f filter) remove(ctx context.Context, comment string) error {
+	const tries = 5
+	var restoreErr error
+	for range tries {
+		saved, err := run(ctx, f.save(), nil)
+		if err != nil {
+			return errors.Join(err, restoreErr)
+		}
+		changes, err := deletions(saved, comment)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s: %w", f.save(), err)
+		case len(changes) == 0:
+			return nil
+		}
+		// -w waits for another program that changes rules; the nft back end has no such lock.
+		_, restoreErr = run(ctx, f.restore(), changes, "-w", "--noflush")
+	}
+	if restoreErr == nil {
+		restoreErr = errors.New("they come back as fast as they are removed")
+	}
+	return restoreErr
+}
+
+// run runs a program and returns its output.
+func run(ctx context.Context, program string, input []byte, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = []string{"LC_ALL=C", "PATH=" + strings.Join(sbin, ":")}
+	cmd.Stdin = bytes.NewReader(input)
+	cmd.WaitDelay = time.Second
+	var output, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &complaint
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(err, context.Cause(ctx))
+		}
+		const enough = 300
+		said := strings.Join(strings.Fields(complaint.String()), " ")
+		return nil, fmt.Errorf("%s: %w: %.*q", program, err, enough, said)
+	}
+	return output.Bytes(), nil
+}
+
+var errRules = errors.New("these are not saved rules")
+
+// deletions turns saved rules into what removes those that bear a comment, table by table; nothing if none does. It is made
+// of the rules as they were saved, so that they are read back as what they were written as.
+func deletions(saved []byte, comment string) ([]byte, error) {
+	var changes bytes.Buffer
+	table, some := "", false
+	for len(saved) > 0 {
+		line, words, rest, err := nextLine(saved)
+		if err != nil {
+			return nil, err
+		}
+		saved = rest
+		switch {
+		case len(words) == 0, line[0] == '#', line[0] == ':': // : is a chain and its policy
+		case line[0] == '*' && table == "":
+			table, some = string(line[1:]), false
+		case table == "":
+			return nil, fmt.Errorf("%w: %q is in no table", errRules, line)
+		case string(line) == "COMMIT":
+			if some {
+				changes.WriteString("COMMIT\n")
+			}
+			table = ""
+		case words[0] != "-A":
+			return nil, fmt.Errorf("%w: %q", errRules, line)
+		case bears(words, comment):
+			if !some {
+				some = true
+				changes.WriteString("*" + table + "\n")
+			}
+			changes.WriteString("-D" + string(line[len("-A"):]) + "\n")
+		}
+	}
+	if table != "" {
+		return nil, fmt.Errorf("%w: table %s is not complete", errRules, table)
+	}
+	return changes.Bytes(), nil
+}
+
+// bears reports whether a rule has a comment.
+func bears(words []string, comment string) bool {
+	match := []string{"-m", "comment", "--comment", comment}
+	for i := range words {
+		if i+len(match) <= len(words) && slices.Equal(words[i:i+len(match)], match) {
+			return true
+		}
+	}
+	return false
+}
+
+// nextLine takes a line of saved rules, and its words. A word may be in quotes, in which a backslash takes the meaning from
+// what follows it; and what is in quotes may have line ends in it, as a comment has that somebody gave them.
+func nextLine(saved []byte) (line []byte, words []string, rest []byte, err error) {
+	var word []byte
+	begun, quoted := false, false
+	end := func() {
+		if begun {
+			words = append(words, string(word))
+		}
+		word, begun = nil, false
+	}
+	comment := len(saved) > 0 && saved[0] == '#' // of the program that saved them, with whatever in it
+	for i := 0; i < len(saved); i++ {
+		c := saved[i]
+		switch {
+		case c == '\n' && !quoted:
+			end()
+			return saved[:i], words, saved[i+1:], nil
+		case comment:
+			word, begun = append(word, c), true
+		case quoted && c == '\\' && i+1 < len(saved):
+			i++
+			word = append(word, saved[i])
+		case c == '"':
+			quoted, begun = !quoted, true
+		case !quoted && (c == ' ' || c == '\t'):
+			end()
+		default:
+			word, begun = append(word, c), true
+		}
+	}
+	if quoted {
+		return nil, nil, nil, fmt.Errorf("%w: a quote has no end", errRules)
+	}
+	end()
+	return saved, words, nil, nil
+}

@@ -41,18 +41,22 @@ func (l *Loop) filed(err error, written bool) {
 	}
 }
 
-// record has the clerk write the case of a sandbox, as the Record step of its reap.
-func (l *Loop) record(id watch.ID) {
+// record has the clerk write the case of a sandbox, as the Jot or Record step of its reap.
+func (l *Loop) record(id watch.ID, step watch.Step) {
 	if l.Docket == nil {
-		l.Inbox.Post(watch.StepEnded{ID: id, Step: watch.Record, At: time.Now()})
+		l.Inbox.Post(watch.StepEnded{ID: id, Step: step, At: time.Now()})
 		l.filing++
 		return
 	}
 	c := *l.open[id]
+	write, boundary := l.Docket.Write, BoundaryRecorded
+	if step == watch.Jot {
+		write, boundary = l.Docket.Jot, BoundaryJotted
+	}
 	l.file(func() watch.Event {
-		err := l.Docket.Write(c)
-		l.boundary(BoundaryRecorded)
-		return watch.StepEnded{ID: id, Step: watch.Record, Err: err, At: time.Now()}
+		err := write(c)
+		l.boundary(boundary)
+		return watch.StepEnded{ID: id, Step: step, Err: err, At: time.Now()}
 	})
 }
 
@@ -163,16 +167,16 @@ var errHungDisk = fmt.Errorf("no answer within %s", recordWait)
 var errDropped = errors.New("dropped by an operator")
 
 // remove carries out a Remove step, in a goroutine of its own.
-func (l *Loop) remove(ctx context.Context, id watch.ID) error {
+func (l *Loop) remove(ctx context.Context, s watch.Sandbox) error {
 	if l.Docket != nil {
-		switch dropped, err := l.Docket.IsDropped(id); {
+		switch dropped, err := l.Docket.IsDropped(s.ID); {
 		case err != nil:
 			return err
 		case dropped:
 			return errDropped
 		}
 	}
-	err := l.Platforms[id.Kind].Remove(ctx, id)
+	err := l.Platforms[s.ID.Kind].Remove(ctx, s, nil)
 	l.boundary(BoundaryRemoved)
 	return err
 }
@@ -232,6 +236,7 @@ func (c Case) resumed() watch.CaseResumed {
 	ev := watch.CaseResumed{
 		Sandbox: watch.Sandbox{
 			ID: c.Sandbox(), Name: c.Name, Image: c.Image, Created: c.Created, Terms: terms,
+			Init: c.Init, Leaves: c.Leaves,
 		},
 		Reason: string(c.Reason), Begun: c.Begun, Attempts: c.Attempts,
 	}
@@ -250,6 +255,10 @@ func newCase(e *watch.Entry, step Step, now time.Time) *Case {
 	c := &Case{
 		Kind: e.ID.Kind, ID: e.ID.Name, Name: e.Name, Image: e.Image, Created: e.Created,
 		Rule: e.Terms.Rule, Group: e.Terms.Group, Reason: step.Reason, Owner: owner.Claim.String(), Begun: now,
+		Leaves: e.Leaves,
+	}
+	if e.ID.Kind.VanishesWithInit() {
+		c.Init = e.Init
 	}
 	if step.Do < watch.Record {
 		c.Steps = append(c.Steps, CaseStep{Step: watch.Kill.String()})
@@ -264,6 +273,7 @@ type Boundary string
 
 // The boundaries of a reap.
 const (
+	BoundaryJotted   Boundary = "jotted"
 	BoundaryStopped  Boundary = "stopped"
 	BoundaryRecorded Boundary = "recorded"
 	BoundaryRemoved  Boundary = "removed"

@@ -16,6 +16,10 @@ const dieWait = 2 * time.Second
 // keep an orphan alive.
 const recordWait = 5 * time.Second
 
+// jotWait is how long a kill waits for a note that need not be synced, which is a matter of microseconds. A disk that does
+// not take even that must not keep an orphan alive.
+const jotWait = 200 * time.Millisecond
+
 // A Plan is what is to be done now. It is a value: to carry it out or only to print it is the caller's choice.
 type Plan struct {
 	Judged     []Judged   // a verdict for each sandbox that was due, in order
@@ -67,6 +71,9 @@ func (pol Policy) Decide(p *watch.Picture, now time.Time) Plan {
 				removals = append(removals, Step{id, do, j.Reason})
 			default:
 				plan.Steps = append(plan.Steps, Step{id, do, j.Reason})
+				if do == watch.Jot {
+					j.Next = earlier(j.Next, now.Add(jotWait))
+				}
 			}
 		}
 	}
@@ -121,7 +128,7 @@ func (pol Policy) confirmed(p *watch.Picture, e *watch.Entry) bool {
 	for i := range e.Owners {
 		switch o := &e.Owners[i]; {
 		case o.Claim.Kind == watch.ProgramClaim && p.Counted(o.Claim.Program).Before(again),
-			o.Claim.Kind == watch.SocketClaim && o.Asked.Before(again):
+			o.Claim.Kind.Sought() && o.Asked.Before(again):
 			return false
 		}
 	}
@@ -151,6 +158,8 @@ func (pol Policy) stepAfter(e *watch.Entry) (do watch.Step, at time.Time) {
 	switch {
 	case pr.InFlight && pr.Step == watch.Record:
 		return watch.Remove, pr.StepAt.Add(recordWait)
+	case pr.InFlight && pr.Step == watch.Jot:
+		return firstSignal(e), pr.StepAt.Add(jotWait)
 	case pr.InFlight:
 		return watch.NoStep, time.Time{}
 	}
@@ -162,11 +171,17 @@ func (pol Policy) stepAfter(e *watch.Entry) (do watch.Step, at time.Time) {
 		switch {
 		case !stoppable:
 			return watch.Record, time.Time{}
-		case e.Terms.StopTimeout > 0:
-			return watch.Terminate, time.Time{}
+		case e.ID.Kind.VanishesWithInit():
+			return watch.Jot, time.Time{}
 		default:
-			return watch.Kill, time.Time{}
+			return firstSignal(e), time.Time{}
 		}
+	case watch.Jot:
+		if !stoppable {
+			return watch.Record, time.Time{}
+		}
+		// Whether it could be noted or not: a full disk must not keep an orphan alive.
+		return firstSignal(e), time.Time{}
 	case watch.Terminate:
 		switch {
 		case pr.Err != nil || !e.State.Runs() || !pr.Stopped.IsZero():
@@ -192,6 +207,14 @@ func (pol Policy) stepAfter(e *watch.Entry) (do watch.Step, at time.Time) {
 	default:
 		return watch.Remove, pr.StepAt.Add(pol.delay(e.ID, pr.Attempts))
 	}
+}
+
+// firstSignal is the step that ends a sandbox's code, or begins to.
+func firstSignal(e *watch.Entry) watch.Step {
+	if e.Terms.StopTimeout > 0 {
+		return watch.Terminate
+	}
+	return watch.Kill
 }
 
 // delay is how long to wait after a sandbox's n-th failed removal: doubling from Base to Cap, less up to a fifth so

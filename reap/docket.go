@@ -32,6 +32,9 @@ type Case struct {
 	Owner   string     `json:"owner,omitempty"` // as its label has it
 	Steps   []CaseStep `json:"steps"`
 
+	Init   watch.Process `json:"init,omitzero"`    // its first process
+	Leaves []watch.Leaf  `json:"leaves,omitempty"` // what it leaves behind, in the words of its adapter
+
 	Begun    time.Time `json:"begun"`
 	Attempts int       `json:"attempts"` // removals that failed
 	Error    string    `json:"error,omitempty"`
@@ -141,7 +144,12 @@ func fileName(id watch.ID) (string, error) {
 }
 
 // Write records a case. It returns when the record would survive a crash of the machine.
-func (d *Docket) Write(c Case) error {
+func (d *Docket) Write(c Case) error { return d.keep(c, write) }
+
+// Jot records a case so that the record survives a crash of ours, and not one of the machine: it is not synced.
+func (d *Docket) Jot(c Case) error { return d.keep(c, jot) }
+
+func (d *Docket) keep(c Case, write func(file string, text []byte) error) error {
 	name, err := fileName(c.Sandbox())
 	if err != nil {
 		return err
@@ -171,6 +179,27 @@ func write(file string, text []byte) error {
 		return err
 	}
 	return syncFolder(filepath.Dir(file))
+}
+
+// jot replaces a file whole and leaves it to the kernel when it reaches the disk.
+func jot(file string, text []byte) (err error) {
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
+	temp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)) // as renameio names them
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(temp.Name()))
+		}
+	}()
+	_, err = temp.Write(text)
+	if err := errors.Join(err, temp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(temp.Name(), file)
 }
 
 // syncFolder makes the names in a folder survive a crash (fsync(2)).

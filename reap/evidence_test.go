@@ -181,7 +181,7 @@ func TestJudgeRules(t *testing.T) {
 	dead := []watch.Event{ours, bossGone}
 	none := []watch.Event{ours, countAt(1)}
 	heard := func(life watch.Life) watch.Event {
-		return watch.SocketSeen{ID: id("a"), Socket: "/run/agent.sock", Owner: bossLives.Process, Life: life, Asked: at(1), Detail: "why"}
+		return watch.OwnerSeen{ID: id("a"), Claim: watch.Claim{Kind: watch.SocketClaim, Socket: "/run/agent.sock"}, Owner: bossLives.Process, Life: life, Asked: at(1), Detail: "why"}
 	}
 	startedBy := watch.ClientsSeen{ID: id("a"), Clients: []watch.Client{{Process: bossLives.Process}}, At: at(1)}
 	over := func(s *watch.Sandbox) { s.Terms.Expires = at(time.Minute) }
@@ -439,7 +439,7 @@ func TestR7TheBrakeOnSockets(t *testing.T) {
 	again := now + pol.Grace
 	heard := func(life watch.Life, when time.Duration) (events []watch.Event) {
 		for _, name := range []string{"0", "1"} {
-			events = append(events, watch.SocketSeen{ID: id(name), Socket: "/run/agent.sock", Life: life, Asked: at(when)})
+			events = append(events, watch.OwnerSeen{ID: id(name), Claim: watch.Claim{Kind: watch.SocketClaim, Socket: "/run/agent.sock"}, Life: life, Asked: at(when)})
 		}
 		return events
 	}

@@ -41,6 +41,7 @@ const (
 	Pinned       Reason = "pinned"
 	Protected    Reason = "protected"
 	NotOwned     Reason = "not-owned"
+	Managed      Reason = "managed"
 	InUse        Reason = "in-use"
 
 	TooYoung Reason = "too-young"
@@ -268,8 +269,8 @@ func (pol Policy) judgeOwner(p *watch.Picture, e *watch.Entry, o *watch.Owner, n
 		return pol.judgeProgram(p, e, o, now)
 	case watch.ClientClaim:
 		return judgeClient(p, e, o)
-	case watch.SocketClaim:
-		return pol.judgeSocket(p, e, o, now)
+	case watch.SocketClaim, watch.AncestorClaim, watch.LockClaim, watch.RecordClaim:
+		return pol.judgeSought(p, e, o, now)
 	case watch.GroupClaim:
 		return judgeGroup(o)
 	default:
@@ -325,15 +326,22 @@ func judgeClient(p *watch.Picture, e *watch.Entry, o *watch.Owner) Judgement {
 	}
 }
 
-func (pol Policy) judgeSocket(p *watch.Picture, e *watch.Entry, o *watch.Owner, now time.Time) Judgement {
+// judgeSought judges an owner that the adapter of the sandbox's kind looks for. Who was seen to die, or is named by a record
+// and is dead, has exited. Where nobody is found that is an inference, and whoever could not be found would be harmed.
+func (pol Policy) judgeSought(p *watch.Picture, e *watch.Entry, o *watch.Owner, now time.Time) Judgement {
 	away, shared := here(p, e)
+	kind := o.Claim.Kind
 	switch {
 	case !shared:
 		return away
+	case o.Life == watch.Alive && (kind == watch.AncestorClaim || kind == watch.LockClaim):
+		return Judgement{Reason: Managed, Owner: watch.Alive}
 	case o.Life == watch.Alive:
 		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
 	case o.Life != watch.Exited:
 		return Judgement{Reason: OwnerUnknown, Detail: o.Detail, Look: o.Look}
+	case kind == watch.RecordClaim, kind != watch.SocketClaim && !o.ExitedAt.IsZero():
+		return Judgement{Verdict: Reap, Reason: OwnerExited, Owner: watch.Exited}
 	default:
 		return pol.inferred(e, Judgement{Verdict: Reap, Reason: NoPossibleOwner, Owner: watch.Exited, Inferred: true}, now)
 	}

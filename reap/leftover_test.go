@@ -35,7 +35,7 @@ func agent(name string, edits ...func(*watch.Sandbox)) watch.Sandbox {
 
 // heard is a look at the socket of a container.
 func heard(name string, life watch.Life) watch.Event {
-	return watch.SocketSeen{ID: id(name), Socket: "/run/agent.sock", Life: life, Asked: time.Now()}
+	return watch.OwnerSeen{ID: id(name), Claim: watch.Claim{Kind: watch.SocketClaim, Socket: "/run/agent.sock"}, Life: life, Asked: time.Now()}
 }
 
 // counted is a complete look at processes, which finds these of the program.

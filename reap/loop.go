@@ -25,13 +25,32 @@ type Owners interface {
 	Check()
 }
 
-// A Platform stops and removes sandboxes of one kind.
+// A Platform stops and removes sandboxes of one kind, by what is known of them. After a crash that is what was recorded.
 type Platform interface {
 	// Stop sends the signal of a Terminate or Kill step to the sandbox's first process. It must return at once.
-	Stop(id watch.ID, step watch.Step) error
+	Stop(s watch.Sandbox, step watch.Step) error
 	// Remove ends the sandbox if it still runs, and removes it and what it leaves. That there is nothing left to remove
-	// is success.
-	Remove(ctx context.Context, id watch.ID) error
+	// is success. It calls tell, which may be nil, with each part of it that is gone or why it is not.
+	Remove(ctx context.Context, s watch.Sandbox, tell Tell) error
+}
+
+// Tell is told what became of one part of a sandbox.
+type Tell = func(part string, err error)
+
+// ByID is the [Platform] of a system that knows its sandboxes by their IDs, and removes each as a whole.
+type ByID struct {
+	System interface {
+		Stop(id watch.ID, step watch.Step) error
+		Remove(ctx context.Context, id watch.ID) error
+	}
+}
+
+// Stop stops the sandbox.
+func (p ByID) Stop(s watch.Sandbox, step watch.Step) error { return p.System.Stop(s.ID, step) }
+
+// Remove removes the sandbox.
+func (p ByID) Remove(ctx context.Context, s watch.Sandbox, _ Tell) error {
+	return p.System.Remove(ctx, s.ID)
 }
 
 // Config is what a [Loop] works with. All fields but the noted ones are required.
@@ -308,7 +327,7 @@ func (l *Loop) stepEnded(ev watch.StepEnded) {
 	switch ev.Step {
 	case watch.Remove:
 		l.running--
-	case watch.Record:
+	case watch.Jot, watch.Record:
 		l.filed(ev.Err, true)
 	}
 	if errors.Is(ev.Err, errDropped) {
@@ -332,7 +351,7 @@ func (l *Loop) stepEnded(ev watch.StepEnded) {
 		l.update(e)
 		l.tellFailed(e, ev.Err, before)
 		l.report(e, ev.Err)
-	case ev.Err != nil && ev.Step != watch.Record:
+	case ev.Err != nil && ev.Step != watch.Record && ev.Step != watch.Jot:
 		l.Log.Debug("could not signal the sandbox's init, its system will end it", l.about(e, watch.KeyError, ev.Err)...)
 	}
 }
@@ -373,10 +392,10 @@ func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
 		switch step.Do {
 		case watch.Remove:
 			l.queue = append(l.queue, step)
-		case watch.Record:
-			l.record(step.ID)
+		case watch.Jot, watch.Record:
+			l.record(step.ID, step.Do)
 		default:
-			err := l.Platforms[step.ID.Kind].Stop(step.ID, step.Do)
+			err := l.Platforms[step.ID.Kind].Stop(l.Picture.Entry(step.ID).Sandbox, step.Do)
 			l.open[step.ID].Steps[0] = CaseStep{Step: step.Do.String(), Done: err == nil}
 			ended = append(ended, watch.StepEnded{ID: step.ID, Step: step.Do, Err: err, At: time.Now()})
 			l.boundary(BoundaryStopped)
@@ -433,10 +452,11 @@ func (l *Loop) dispatch(ctx context.Context) {
 		l.running++
 		// A system that has to ask the sandbox to end may need as long as that was promised.
 		timeout := l.Timeout + e.Terms.StopTimeout
+		s := e.Sandbox
 		go func() {
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
-			err := l.remove(ctx, id)
+			err := l.remove(ctx, s)
 			l.Inbox.Post(watch.StepEnded{ID: id, Step: watch.Remove, Err: err, At: time.Now()})
 		}()
 	}

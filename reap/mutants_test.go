@@ -30,7 +30,7 @@ var mutants = []mutant{
 	},
 	{
 		"a stale list forgets what was seen after it", "watch/picture.go",
-		"if !listed[id] && e.Asked.Before(ev.Asked) {", "if !listed[id] {",
+		"if !listed[id] && e.Asked.Before(ev.Asked) && !e.leaves() {", "if !listed[id] && !e.leaves() {",
 	},
 	{
 		"what is gone is not remembered", "watch/picture.go",
@@ -274,12 +274,12 @@ var mutants = []mutant{
 		"case p.Away(e.ID.Kind, o.ExitedAt) &&", "case false &&",
 	},
 	{
-		"an older look at a socket undoes a newer one", "watch/claims.go",
-		" || o.Claim.Socket != ev.Socket || ev.Asked.Before(o.Asked) {", " || o.Claim.Socket != ev.Socket {",
+		"an older look for an owner undoes a newer one", "watch/claims.go",
+		" || o.Claim != ev.Claim || ev.Asked.Before(o.Asked) {", " || o.Claim != ev.Claim {",
 	},
 	{
-		"who listened is dead, and nobody listens", "watch/owner.go",
-		"o.Life, o.Look, o.Detail = Unknown, true, \"who listened", "o.Life, o.Look, o.Detail = Exited, true, \"who listened",
+		"who was found to be the owner is dead, and no other is looked for", "watch/owner.go",
+		"o.Life, o.Look, o.ExitedAt, o.Detail = Unknown, true,", "o.Life, o.Look, o.ExitedAt, o.Detail = Exited, true,",
 	},
 	{
 		"a group goes though none of its containers was reaped", "watch/claims.go",
@@ -358,8 +358,28 @@ var mutants = []mutant{
 		"case o.Claim.Kind == watch.ProgramClaim && p.Counted(o.Claim.Program).Before(again),", "case false,",
 	},
 	{
-		"the brake on what a socket tells needs no look at it", "reap/decide.go",
-		"o.Claim.Kind == watch.SocketClaim && o.Asked.Before(again):", "false:",
+		"the brake on an owner that was looked for needs no look at it", "reap/decide.go",
+		"o.Claim.Kind.Sought() && o.Asked.Before(again):", "false:",
+	},
+	{
+		"an owner that nobody found is known to be dead", "reap/judge.go",
+		"case kind == watch.RecordClaim, kind != watch.SocketClaim && !o.ExitedAt.IsZero():", "case true:",
+	},
+	{
+		"what is left of a microVM is forgotten with its process", "watch/sandbox.go",
+		"			leaves = append(slices.Clip(leaves), old)\n", "",
+	},
+	{
+		"a reap ends when nobody sees any more what is left", "watch/picture.go",
+		" && !e.leaves() {", " {",
+	},
+	{
+		"a microVM is killed before anything is on record", "reap/decide.go",
+		"case e.ID.Kind.VanishesWithInit():", "case false:",
+	},
+	{
+		"a kill waits for a hung disk", "reap/decide.go",
+		"j.Next = earlier(j.Next, now.Add(jotWait))", "_ = jotWait",
 	},
 	{
 		"each scan of what is braked asks for another", "reap/decide.go",

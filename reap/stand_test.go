@@ -228,7 +228,8 @@ type engine struct {
 	// Hooks, set before the first sandbox is run; nil: it goes as it should.
 	refuse func(step watch.Step) error
 	remove func(ctx context.Context, name string) error
-	freed  []watch.Sandbox // not in use any more, as is told when a container is removed
+	parts  func(s watch.Sandbox) // told what a removal is told
+	freed  []watch.Sandbox       // not in use any more, as is told when a container is removed
 
 	mu        sync.Mutex
 	sandboxes map[watch.ID]watch.Sandbox
@@ -296,7 +297,8 @@ func (e *engine) note(what string, id watch.ID) {
 }
 
 // Stop does as platforms do: the init dies a moment later, and the engine notices after a while.
-func (e *engine) Stop(id watch.ID, step watch.Step) error {
+func (e *engine) Stop(known watch.Sandbox, step watch.Step) error {
+	id := known.ID
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.note(step.String(), id)
@@ -315,13 +317,17 @@ func (e *engine) Stop(id watch.ID, step watch.Step) error {
 	return nil
 }
 
-func (e *engine) Remove(ctx context.Context, id watch.ID) error {
+func (e *engine) Remove(ctx context.Context, known watch.Sandbox, _ reap.Tell) error {
+	id := known.ID
 	e.mu.Lock()
 	e.note("remove", id)
 	e.removals = append(e.removals, time.Now())
 	e.under[id] = true
 	e.most = max(e.most, len(e.under))
 	remove := e.remove
+	if e.parts != nil {
+		e.parts(known)
+	}
 	e.mu.Unlock()
 
 	var err error

@@ -393,7 +393,7 @@ func knowPicture() error {
 		{reflect.TypeFor[watch.Entry](), "Sandbox Asked First Owners Progress Braked isFiled filed"},
 		{reflect.TypeFor[watch.Owner](), "Claim Life Process Container Clients Asked Replaced Gone Restarts Thread Look ExitedAt Reason Detail lives"},
 		{reflect.TypeFor[watch.Progress](), "Begun Reason Step StepAt SignalAt InFlight Stopped Attempts Err"},
-		{reflect.TypeFor[watch.Sandbox](), "ID Name Image State Created Terms InUse Existed Init"},
+		{reflect.TypeFor[watch.Sandbox](), "ID Name Image State Created Terms InUse Existed Leaves Init"},
 		{reflect.TypeFor[watch.Client](), "Process Speakers"},
 		{reflect.TypeFor[watch.Member](), "Process Born Life At"},
 	} {

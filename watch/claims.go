@@ -63,11 +63,10 @@ func (p *Picture) file(e *Entry, s Sandbox, asked time.Time) {
 		for _, process := range o.processes() {
 			p.fileUnder(e, pidKey(process.PID))
 		}
+		if o.Claim.Kind.Sought() && o.Process.PID != 0 {
+			p.fileUnder(e, pidKey(o.Process.PID))
+		}
 		switch o.Claim.Kind {
-		case SocketClaim:
-			if o.Process.PID != 0 {
-				p.fileUnder(e, pidKey(o.Process.PID))
-			}
 		case ProgramClaim:
 			p.count = true
 			o.learnProgram(s, e.First, p.program(o.Claim.Program))
@@ -204,20 +203,17 @@ func (p *Picture) applyClientsSeen(ev ClientsSeen) {
 	}
 }
 
-func (p *Picture) applySocketSeen(ev SocketSeen) {
+func (p *Picture) applyOwnerSeen(ev OwnerSeen) {
 	e := p.sandboxes[ev.ID]
 	if e == nil {
 		return
 	}
 	for i := range e.Owners {
 		o := &e.Owners[i]
-		if o.Claim.Kind != SocketClaim || o.Claim.Socket != ev.Socket || ev.Asked.Before(o.Asked) {
+		if !o.Claim.Kind.Sought() || o.Claim != ev.Claim || ev.Asked.Before(o.Asked) {
 			continue
 		}
-		if o.Life != Exited || ev.Life != Exited {
-			o.ExitedAt = time.Time{}
-		}
-		o.Life, o.Process, o.Asked, o.Look, o.Detail = ev.Life, ev.Owner, ev.Asked, false, ev.Detail
+		o.learnSought(ev)
 		if ev.Owner.PID != 0 {
 			p.fileUnder(e, pidKey(ev.Owner.PID))
 		}

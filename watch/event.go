@@ -88,14 +88,16 @@ type (
 		Detail  string // why it cannot be told, if there are none
 	}
 
-	// SocketSeen is what a look at the socket that a sandbox's owner listens on found.
-	SocketSeen struct {
+	// OwnerSeen is what a look at an owner found that only the adapter of the sandbox's kind can find: see
+	// [ClaimKind.Sought].
+	OwnerSeen struct {
 		ID     ID
-		Socket string
-		Owner  Process // who listens; zero if that is not known
-		Life   Life    // Exited: nobody listens
-		Asked  time.Time
-		Detail string
+		Claim  Claim
+		Owner  Process   // who it is; zero if that is not known
+		Life   Life      // Exited: there is none, or none any more
+		Exited time.Time // when it died, if that was observed
+		Asked  time.Time // when the look began
+		Detail string    // why Life is Unknown
 	}
 
 	// ContainerSeen is what a look at a container that owns sandboxes found. It is about the sandboxes whose claim was
@@ -203,7 +205,7 @@ func (ProcessSeen) isEvent()   {}
 func (ProgramSeen) isEvent()   {}
 func (ProgramListed) isEvent() {}
 func (ClientsSeen) isEvent()   {}
-func (SocketSeen) isEvent()    {}
+func (OwnerSeen) isEvent()     {}
 func (ContainerSeen) isEvent() {}
 func (NamespaceSeen) isEvent() {}
 func (ScanBegun) isEvent()     {}
@@ -239,6 +241,7 @@ type Step uint8
 // The steps, in the order in which they are taken. Not every reap takes all.
 const (
 	NoStep    Step = iota
+	Jot            // note in the docket, for a crash of ours alone, that it is being reaped
 	Terminate      // ask its first process to end
 	Kill           // end its first process
 	Record         // note in the docket, durably, that it is being reaped
@@ -247,6 +250,8 @@ const (
 
 func (s Step) String() string {
 	switch s {
+	case Jot:
+		return "jot"
 	case Terminate:
 		return "terminate"
 	case Kill:

@@ -13,7 +13,7 @@ type Owner struct {
 	Process   Process   // the incarnation that it is bound to; of a program or client, the one that speaks for all
 	Container string    // the full ID that a container claim is bound to
 	Clients   []Client  // of a client claim: one of them started the sandbox
-	Asked     time.Time // of a container, client or socket: what was asked before then is stale
+	Asked     time.Time // of a container, a client, or what an adapter looks for: what was asked before then is stale
 	Replaced  bool      // exited, because its PID belongs to a later process
 	Gone      bool      // of a container: not only exited but removed
 	Restarts  bool      // of a container: its engine restarts it
@@ -86,11 +86,30 @@ func (o *Owner) seeProcess(s Sandbox, seen ProcessSeen) {
 		}
 	case ClientClaim:
 		o.learnClient(seen)
-	case SocketClaim:
-		if o.Life == Alive && seen.Process == o.Process && seen.Life == Exited {
-			// A child may have inherited the socket. Who listens now has to be asked.
-			o.Life, o.Look, o.Detail = Unknown, true, "who listened on the socket has exited"
+	default:
+		if o.Claim.Kind.Sought() && o.Life == Alive && seen.Process == o.Process && seen.Life == Exited {
+			// There may be another: a child that inherited the socket or the lock, an ancestor further up.
+			o.Life, o.Look, o.ExitedAt, o.Detail = Unknown, true, seen.At, "the owner that was found has exited, and another one is looked for"
 		}
+	}
+}
+
+// learnSought takes in what the look of an adapter found.
+func (o *Owner) learnSought(seen OwnerSeen) {
+	last, died := o.Process, o.ExitedAt // as it was seen
+	o.Life, o.Process, o.Asked, o.Look, o.Detail = seen.Life, seen.Owner, seen.Asked, false, seen.Detail
+	switch {
+	case seen.Life == Alive:
+		o.ExitedAt = time.Time{}
+	case seen.Life == Exited:
+		// Of two witnesses to one death, the earlier one is nearer the truth.
+		if died.IsZero() || !seen.Exited.IsZero() && seen.Exited.Before(died) {
+			died = seen.Exited
+		}
+		if seen.Owner.PID == 0 && !died.IsZero() {
+			o.Process = last
+		}
+		o.exit(died)
 	}
 }
 

@@ -505,8 +505,8 @@ func TestW2WhoMayHaveStartedASandboxIsHeld(t *testing.T) {
 
 // Sockets.
 
-func heard(asked float64, owner watch.Process, life watch.Life) watch.SocketSeen {
-	ev := watch.SocketSeen{ID: id("a"), Socket: "/run/agent.sock", Owner: owner, Life: life, Asked: at(asked)}
+func heard(asked float64, owner watch.Process, life watch.Life) watch.OwnerSeen {
+	ev := watch.OwnerSeen{ID: id("a"), Claim: watch.Claim{Kind: watch.SocketClaim, Socket: "/run/agent.sock"}, Owner: owner, Life: life, Asked: at(asked)}
 	if life == watch.Unknown {
 		ev.Detail = "its file cannot be reached"
 	}
@@ -529,12 +529,12 @@ func TestSocketsOfOwners(t *testing.T) {
 		{"somebody listens again", s, []watch.Event{heard(2, watch.Process{}, watch.Exited), heard(3, server, watch.Alive)}, lives},
 		{"W4: nobody listened before", s, []watch.Event{heard(3, server, watch.Alive), heard(2, watch.Process{}, watch.Exited)}, lives},
 		{"W4: nobody listened before the sandbox was seen", s, []watch.Event{heard(0.9, watch.Process{}, watch.Exited)}, fate{}},
-		{"another socket's are another's", s, []watch.Event{watch.SocketSeen{ID: id("a"), Socket: "/run/x.sock", Life: watch.Exited, Asked: at(2)}}, fate{}},
-		{"another sandbox's are another's", s, []watch.Event{watch.SocketSeen{ID: id("b"), Socket: "/run/agent.sock", Life: watch.Exited, Asked: at(2)}}, fate{}},
+		{"another socket's are another's", s, []watch.Event{watch.OwnerSeen{ID: id("a"), Claim: watch.Claim{Kind: watch.SocketClaim, Socket: "/run/x.sock"}, Life: watch.Exited, Asked: at(2)}}, fate{}},
+		{"another sandbox's are another's", s, []watch.Event{watch.OwnerSeen{ID: id("b"), Claim: watch.Claim{Kind: watch.SocketClaim, Socket: "/run/agent.sock"}, Life: watch.Exited, Asked: at(2)}}, fate{}},
 		{
 			"R1: who listened is dead, and a child may listen still", s,
 			[]watch.Event{listens, exited(100, ticks(-60), 3)},
-			fate{Start: ticks(-60), Look: true, Detail: true},
+			fate{Start: ticks(-60), Look: true, Detail: true, ExitedAt: at(3)},
 		},
 		{
 			"who listened is dead, and a child listens", s,
@@ -544,7 +544,7 @@ func TestSocketsOfOwners(t *testing.T) {
 		{
 			"who listened is dead, and nobody listens", s,
 			[]watch.Event{listens, exited(100, ticks(-60), 3), heard(4, watch.Process{}, watch.Exited)},
-			fate{Life: watch.Exited},
+			fate{Life: watch.Exited, Start: ticks(-60), ExitedAt: at(3)},
 		},
 		{"another incarnation of its PID is dead", s, []watch.Event{listens, exited(100, ticks(-90), 3)}, lives},
 		{"another process is dead", s, []watch.Event{listens, exited(101, ticks(-60), 3), nobody(102, 3)}, lives},

@@ -197,8 +197,8 @@ func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
 		p.learnProgram(ev.Program)
 	case ClientsSeen:
 		p.applyClientsSeen(ev)
-	case SocketSeen:
-		p.applySocketSeen(ev)
+	case OwnerSeen:
+		p.applyOwnerSeen(ev)
 	case NamespaceSeen:
 		p.namespaces[ev.Kind] = ev
 		p.touchAll(ev.Kind)
@@ -250,7 +250,7 @@ func (p *Picture) applyListed(ev Listed) (forgotten []*Entry) {
 		if id.Kind != ev.Kind {
 			continue
 		}
-		if !listed[id] && e.Asked.Before(ev.Asked) {
+		if !listed[id] && e.Asked.Before(ev.Asked) && !e.leaves() {
 			p.endOfGroup(e, ev.Asked)
 			forgotten = append(forgotten, p.forget(id))
 			continue
@@ -275,6 +275,9 @@ func (p *Picture) applyListed(ev Listed) (forgotten []*Entry) {
 	return forgotten
 }
 
+// leaves reports whether something of e is still to be removed although nobody sees e any more.
+func (e *Entry) leaves() bool { return !e.Progress.Begun.IsZero() && len(e.Leaves) > 0 }
+
 func (p *Picture) see(s Sandbox, asked time.Time) {
 	if at, ok := p.gone[s.ID]; ok && !asked.After(at) {
 		return
@@ -292,6 +295,7 @@ func (p *Picture) see(s Sandbox, asked time.Time) {
 	if known && len(e.Owners) > 0 && e.Terms.ownLabels() {
 		s.Terms.Owners = e.Terms.Owners // labels do not change; rules may (W2)
 	}
+	s.Leaves = addLeaves(s.Leaves, e.Leaves)
 	p.file(e, s, asked)
 	e.Sandbox, e.Asked = s, asked
 	if !s.State.Runs() && !e.Progress.Begun.IsZero() && e.Progress.Stopped.IsZero() {

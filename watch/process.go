@@ -57,6 +57,9 @@ const (
 	ClientClaim              // the client that started a container in the foreground
 	SocketClaim              // who listens on a socket
 	GroupClaim               // the containers of a group, of what belongs to them
+	AncestorClaim            // an ancestor that runs a program
+	LockClaim                // who holds a lock on a file
+	RecordClaim              // the process that a file names
 )
 
 func (k ClaimKind) String() string {
@@ -73,6 +76,12 @@ func (k ClaimKind) String() string {
 		return "socket"
 	case GroupClaim:
 		return "group"
+	case AncestorClaim:
+		return "ancestor"
+	case LockClaim:
+		return "lock"
+	case RecordClaim:
+		return "record"
 	default:
 		return ""
 	}
@@ -86,6 +95,17 @@ type Claim struct {
 	Program   string // as a rule has it, see [NewProgram]
 	Socket    string // as the sandbox sees it
 	Group     string
+	File      string // that is locked, or that names the owner
+}
+
+// Sought reports whether only the adapter that looks for the owner can say what became of it, with an [OwnerSeen].
+func (k ClaimKind) Sought() bool {
+	switch k {
+	case SocketClaim, AncestorClaim, LockClaim, RecordClaim:
+		return true
+	default:
+		return false
+	}
 }
 
 // String is the claim in the form of the label, or for one that no label can make the kind of owner and its name.
@@ -101,6 +121,12 @@ func (c Claim) String() string {
 		return "socket:" + c.Socket
 	case c.Kind == GroupClaim:
 		return "group:" + c.Group
+	case c.Kind == AncestorClaim:
+		return "ancestor:" + c.Program
+	case c.Kind == LockClaim:
+		return "lock:" + c.File
+	case c.Kind == RecordClaim:
+		return "record:" + c.File
 	case c.Kind == NoClaim:
 		return ""
 	case c.Process.Boot != "":

@@ -99,6 +99,10 @@ type Evidence struct {
 	Process        string // a program, see [NewProgram]: its processes that are older than the sandbox may own it
 	Client         bool   // the client that started the container in the foreground
 	Socket         string // a socket, as the sandbox sees it: who listens there owns it
+	Ancestor       string // a program, see [NewProgram]: an ancestor that runs it owns the microVM
+	Locks          string // a folder of files named after base folders: who holds a lock on the one of its base folder owns the microVM
+	Records        string // a glob of files in which owners record themselves and their base folder
+	Sentinel       bool   // the process that the microVM's sentinel names
 	None           bool   // nobody: only age and state count
 }
 
@@ -116,6 +120,30 @@ type Rule struct {
 	Despite      []Pattern // labels of other managers that do not keep this rule away
 	Files        []string  // globs of what its owners leave in the file system, watched as sandboxes of kind [File]
 	Alarm        int       // more sandboxes of the rule than this are told; 0: as the policy says
+
+	// Of microVMs that are processes. Paths are absolute, and globs where a * is in them.
+	Program   string   // what the process runs, a glob of a basename
+	BaseDirs  []string // the folders below which they have their workspaces
+	JailDirs  []string // the folders below which they are jailed
+	SocketDir string   // the folder in which they have folders for their sockets; "": none
+	Remove    []string // which of their leaves are removed, by kind; none: all
+
+	// Of microVMs that are folders.
+	Dirs       []string // the folders that hold the folders of microVMs, globs
+	StopRunner bool     // a runner that outlives the owner is stopped
+}
+
+// Terms are what the rule says of a sandbox that no label speaks of, with what may own it.
+func (rule *Rule) Terms(owners ...Claim) Terms {
+	return Terms{
+		Rule: rule.Name, Owners: owners, StopTimeout: rule.StopTimeout,
+		States: rule.States, MaxAge: rule.MaxAge, Ownerless: rule.Owner.None,
+	}
+}
+
+// Named reports whether the rule is about a sandbox of that name. A rule that says nothing of names is.
+func (rule *Rule) Named(name string) bool {
+	return !rule.Match.Name.Given() || rule.Match.Name.Matches(name)
 }
 
 // Rules are the rules of a host, in the order in which they are tried. The zero Rules have none. They are safe for

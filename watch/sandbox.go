@@ -3,6 +3,7 @@ package watch
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -17,7 +18,14 @@ const (
 	Volume    Kind = "volume"    // a named volume of such an engine
 	Network   Kind = "network"   // of such an engine
 	File      Kind = "file"      // a file or folder that an owner left behind
+
+	Firecracker Kind = "firecracker" // a microVM, which is a process of its host
+	GoMicroVM   Kind = "gomicrovm"   // a microVM of go-microvm, which is a folder and the process that runs it
 )
+
+// VanishesWithInit reports whether sandboxes of a kind are known by their first process alone: when that is dead, nothing
+// tells any more what they were, so their end must be on record before it is.
+func (k Kind) VanishesWithInit() bool { return k == Firecracker }
 
 // Processes is not a kind of sandbox: it stands for the look at all processes of the host, which can fail like a list.
 const Processes Kind = "process"
@@ -76,9 +84,30 @@ type Sandbox struct {
 	// later cannot have made it, whatever the wall clock says. Zero: not known.
 	Existed uint64
 
+	// Leaves are what it leaves behind that no system keeps for it, as found while it could still be seen. Those that were
+	// found once are kept when a later look does not find them, since the process that told of them may be gone.
+	Leaves []Leaf
+
 	// Init is the first process of the sandbox, held so that it can be stopped at once; zero if it is not held. Its
 	// start time is also a clock that the wall clock cannot lie to (W3).
 	Init Process
+}
+
+// A Leaf is one thing that a sandbox leaves behind.
+type Leaf struct {
+	Kind        string `json:"kind"`                  // in the word of the adapter that found it, such as workspace
+	Name        string `json:"name"`                  // a path, or a name in the kernel
+	Incarnation string `json:"incarnation,omitempty"` // what tells it from a later one of that name, if anything does
+}
+
+// addLeaves returns leaves with those that were found before and are not among them.
+func addLeaves(leaves, before []Leaf) []Leaf {
+	for _, old := range before {
+		if !slices.ContainsFunc(leaves, func(l Leaf) bool { return l.Kind == old.Kind && l.Name == old.Name }) {
+			leaves = append(slices.Clip(leaves), old)
+		}
+	}
+	return leaves
 }
 
 // Labels that a sandbox may carry.

@@ -47,9 +47,18 @@ type parts struct {
 }
 
 // A system lists the sandboxes of a kind and acts on them.
-type system interface {
+type system struct {
 	reap.Lister
 	reap.Platform
+}
+
+// byID is a system that needs no more than an ID to act on a sandbox.
+func byID(s interface {
+	reap.Lister
+	Stop(id watch.ID, step watch.Step) error
+	Remove(ctx context.Context, id watch.ID) error
+}) system {
+	return system{s, reap.ByID{System: s}}
 }
 
 func assemble(c *config) (*parts, error) {
@@ -72,7 +81,7 @@ func assemble(c *config) (*parts, error) {
 
 // systems are the kinds of sandboxes, in the order in which they are listed.
 func (p *parts) systems() []system {
-	return []system{p.engine, p.engine.Volumes(), p.engine.Networks(), p.files}
+	return []system{byID(p.engine), byID(p.engine.Volumes()), byID(p.engine.Networks()), byID(p.files)}
 }
 
 // follow makes rules the ones in force.

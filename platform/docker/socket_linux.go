@@ -20,14 +20,14 @@ const socketPatience = time.Second
 func (e *Engine) lookAtSockets(s watch.Sandbox) (found []watch.Event) {
 	for _, claim := range s.Terms.Owners {
 		if claim.Kind == watch.SocketClaim {
-			found = append(found, e.lookAtSocket(s.ID, claim.Socket))
+			found = append(found, e.lookAtSocket(s.ID, claim))
 		}
 	}
 	return found
 }
 
-func (e *Engine) lookAtSocket(id watch.ID, socket string) watch.SocketSeen {
-	seen := watch.SocketSeen{ID: id, Socket: socket, Asked: time.Now()}
+func (e *Engine) lookAtSocket(id watch.ID, claim watch.Claim) watch.OwnerSeen {
+	seen := watch.OwnerSeen{ID: id, Claim: claim, Asked: time.Now()}
 	e.mu.Lock()
 	c, shared := e.containers[id.Name], e.shared
 	e.mu.Unlock()
@@ -39,12 +39,12 @@ func (e *Engine) lookAtSocket(id watch.ID, socket string) watch.SocketSeen {
 		seen.Detail = "what is mounted into the container could not be found out"
 		return seen
 	}
-	p, err := placeOf(c.mounts, socket)
+	p, err := placeOf(c.mounts, claim.Socket)
 	if err != nil {
 		seen.Detail = err.Error()
 		return seen
 	}
-	return e.bounded(p, seen, func(seen watch.SocketSeen) watch.SocketSeen {
+	return e.bounded(p, seen, func(seen watch.OwnerSeen) watch.OwnerSeen {
 		var err error
 		if seen.Life, seen.Owner, err = e.whoListens(p); err != nil {
 			seen.Detail = err.Error()
@@ -55,7 +55,7 @@ func (e *Engine) lookAtSocket(id watch.ID, socket string) watch.SocketSeen {
 
 // bounded gives a look some time to come back. While one does not, there is no other at the same place: on a file system
 // that hangs each would cost a thread. One that comes back is waited for, since it was asked for earlier.
-func (e *Engine) bounded(p place, seen watch.SocketSeen, look func(watch.SocketSeen) watch.SocketSeen) watch.SocketSeen {
+func (e *Engine) bounded(p place, seen watch.OwnerSeen, look func(watch.OwnerSeen) watch.OwnerSeen) watch.OwnerSeen {
 	at := p.String()
 	timeout := time.NewTimer(socketPatience)
 	defer timeout.Stop()
@@ -69,8 +69,8 @@ func (e *Engine) bounded(p place, seen watch.SocketSeen, look func(watch.SocketS
 			return seen
 		}
 	}
-	result := make(chan watch.SocketSeen, 1)
-	go func(seen watch.SocketSeen) {
+	result := make(chan watch.OwnerSeen, 1)
+	go func(seen watch.OwnerSeen) {
 		defer ended()
 		result <- look(seen)
 	}(seen)

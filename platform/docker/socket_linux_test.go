@@ -153,7 +153,7 @@ func TestSockets(t *testing.T) {
 			}
 			e, r := connect(t, private.Host())
 			set(e, clawbox)
-			want := watch.SocketSeen{ID: containerID(id), Socket: socket, Life: tt.want}
+			want := watch.OwnerSeen{ID: containerID(id), Claim: watch.Claim{Kind: watch.SocketClaim, Socket: socket}, Life: tt.want}
 			if tt.us {
 				want.Owner = self(e)
 			}
@@ -162,7 +162,7 @@ func TestSockets(t *testing.T) {
 				must(t, err)
 				list := newRecord()
 				list.post(events...)
-				got := await(t, list, 0, "socket seen", anyOf[watch.SocketSeen])
+				got := await(t, list, 0, "socket seen", anyOf[watch.OwnerSeen])
 				if !strings.Contains(got.Detail, tt.detail) || got.Asked.IsZero() || (got.Detail == "") != (tt.detail == "") {
 					t.Errorf("%+v, want %q", got, tt.detail)
 				}
@@ -174,7 +174,7 @@ func TestSockets(t *testing.T) {
 			// And at an event.
 			mark := r.mark()
 			must(t, private.Client().ContainerRename(t.Context(), id, "renamed-"+id[:12]))
-			if got := await(t, r, mark, "socket seen", anyOf[watch.SocketSeen]); got.Life != tt.want {
+			if got := await(t, r, mark, "socket seen", anyOf[watch.OwnerSeen]); got.Life != tt.want {
 				t.Errorf("at an event: %+v", got)
 			}
 		})
@@ -220,11 +220,11 @@ func inherit(t *testing.T, at string) {
 func TestSocketsElsewhere(t *testing.T) {
 	e := New("tcp://192.0.2.1:2375", newProc(t), nil)
 	e.containers[id1] = &known{mounts: []container.MountPoint{{Source: "/run", Destination: "/run"}}}
-	if seen := e.lookAtSocket(containerID(id1), "/run/x.sock"); seen.Life != watch.Unknown || seen.Detail == "" {
+	if seen := e.lookAtSocket(containerID(id1), watch.Claim{Kind: watch.SocketClaim, Socket: "/run/x.sock"}); seen.Life != watch.Unknown || seen.Detail == "" {
 		t.Errorf("%+v", seen)
 	}
 	e.shared = true
-	if seen := e.lookAtSocket(containerID(id2), "/run/x.sock"); seen.Life != watch.Unknown || seen.Detail == "" {
+	if seen := e.lookAtSocket(containerID(id2), watch.Claim{Kind: watch.SocketClaim, Socket: "/run/x.sock"}); seen.Life != watch.Unknown || seen.Detail == "" {
 		t.Errorf("of a container that has not been looked at: %+v", seen)
 	}
 }
@@ -234,14 +234,15 @@ func TestSocketThatHangs(t *testing.T) {
 	e := New("", nil, nil)
 	p := place{source: "/mnt", below: []string{"x.sock"}}
 	release := make(chan struct{})
+	claim := watch.Claim{Kind: watch.SocketClaim, Socket: "/x.sock"}
 	var looks atomic.Int32
-	look := func(seen watch.SocketSeen) watch.SocketSeen {
+	look := func(seen watch.OwnerSeen) watch.OwnerSeen {
 		looks.Add(1)
 		<-release
 		return seen
 	}
 	for range 3 {
-		if seen := e.bounded(p, watch.SocketSeen{Socket: "/x.sock"}, look); seen.Life != watch.Unknown || seen.Detail == "" || seen.Socket != "/x.sock" {
+		if seen := e.bounded(p, watch.OwnerSeen{Claim: claim}, look); seen.Life != watch.Unknown || seen.Detail == "" || seen.Claim != claim {
 			t.Errorf("%+v", seen)
 		}
 	}

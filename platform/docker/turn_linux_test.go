@@ -17,9 +17,9 @@ func TestALookWaitsForAnEarlierOne(t *testing.T) {
 				defer e.Close()
 				begun, release := make(chan struct{}), make(chan struct{})
 				socket := place{source: "/run/owner.sock"}
-				earlier := make(chan watch.SocketSeen)
+				earlier := make(chan watch.OwnerSeen)
 				go func() {
-					earlier <- e.bounded(socket, watch.SocketSeen{}, func(seen watch.SocketSeen) watch.SocketSeen {
+					earlier <- e.bounded(socket, watch.OwnerSeen{}, func(seen watch.OwnerSeen) watch.OwnerSeen {
 						close(begun)
 						<-release
 						seen.Life = watch.Exited
@@ -27,9 +27,9 @@ func TestALookWaitsForAnEarlierOne(t *testing.T) {
 					})
 				}()
 				<-begun
-				later := make(chan watch.SocketSeen)
+				later := make(chan watch.OwnerSeen)
 				go func() {
-					later <- e.bounded(socket, watch.SocketSeen{}, func(seen watch.SocketSeen) watch.SocketSeen {
+					later <- e.bounded(socket, watch.OwnerSeen{}, func(seen watch.OwnerSeen) watch.OwnerSeen {
 						seen.Life = watch.Alive
 						return seen
 					})

@@ -172,10 +172,9 @@ func (r cgroupRoot) await(ctx context.Context, leaf int) error {
 	defer beat.Stop()
 	select {
 	case <-ctx.Done():
-		return context.Cause(ctx)
 	case <-beat.C:
-		return ctx.Err()
 	}
+	return context.Cause(ctx)
 }
 
 // inhabitants says in words what is in a group.

@@ -352,7 +352,7 @@ func removeVeth(name string, ns *os.File) error {
 		switch id, err := netlink.GetNetNsIdByFd(int(ns.Fd())); {
 		case err != nil:
 			return fmt.Errorf("where %s leads: %w", name, err)
-		case id >= 0 && id != attrs.NetNsID:
+		case id != attrs.NetNsID: // a namespace has a number here from when a link to it was looked at on
 			return fmt.Errorf("%s leads to another namespace", name)
 		}
 	}

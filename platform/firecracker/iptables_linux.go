@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"watcher/watch"
 )
 
 // A filter is one of the ways in which this host keeps rules for packets: a family of addresses and a back end. There are
@@ -34,9 +36,32 @@ const rulesPatience = 30 * time.Second
 // removeRules removes every rule for packets in our network namespace that bears exactly this comment, of IPv4 and IPv6, in
 // all tables of all back ends. That there is none is success. That a program for it is missing is an error: it is not known
 // then that there is no rule, and who made rules had such a program.
+//
+// A comment that is the name of a network namespace is one of its pool's. The lock of the pool is held meanwhile: a runner
+// that takes the pool over removes such rules first and then makes its own, with the same comments. If one has taken it over
+// already then nothing is left to remove.
 func removeRules(ctx context.Context, comment string) error {
-	if err := checkComment(comment); err != nil {
+	if err := theNetHost.removeRules(ctx, comment); err != nil {
 		return fmt.Errorf("remove the rules with comment %q: %w", comment, err)
+	}
+	return nil
+}
+
+func (h netHost) removeRules(ctx context.Context, comment string) error {
+	if err := checkComment(comment); err != nil {
+		return err
+	}
+	if n, err := parseNetns(comment); err == nil {
+		claims.Lock()
+		defer claims.Unlock()
+		release, err := claimPool(filepath.Join(h.locks, n.lock()))
+		if errors.Is(err, watch.ErrInUse) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		defer release()
 	}
 	ctx, cancel := context.WithTimeout(ctx, rulesPatience)
 	defer cancel()
@@ -45,10 +70,7 @@ func removeRules(ctx context.Context, comment string) error {
 	for _, f := range filters {
 		errs = append(errs, f.remove(ctx, comment))
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("remove the rules with comment %q: %w", comment, err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // checkComment says why no rule can bear a comment. The limit is that of the kernel (XT_MAX_COMMENT_LEN, with its NUL).

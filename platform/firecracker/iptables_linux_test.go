@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// In a network namespace of its own a test can have any rules.
+// inNetwork calls f in a network namespace of its own, where a test can have any rules. f must not end the test.
 func inNetwork(t *testing.T, f func() error) {
 	t.Helper()
 	needRoot(t)
@@ -89,8 +89,9 @@ func backEnds(t *testing.T) (found []string) {
 	return found
 }
 
-// works reports whether a rule can be made at all: kernels differ in what they can match.
+// addRule makes a rule, and reports whether that can be done: kernels differ in what they can match.
 func addRule(t *testing.T, program, rule, comment string) (added bool) {
+	t.Helper()
 	args := strings.Fields(rule)
 	for i := range args {
 		args[i] = strings.ReplaceAll(args[i], "%", comment)
@@ -194,6 +195,32 @@ func subtract(a, b []string) (rest []string) {
 
 func TestRemoveRulesWhereThereAreNone(t *testing.T) {
 	inNetwork(t, func() error { return removeRules(t.Context(), comment) })
+}
+
+// TestRulesOfARunnerThatLives: the rules of a pool belong to who has taken it over, whoever made them.
+func TestRulesOfARunnerThatLives(t *testing.T) {
+	host := netHost{locks: realDir(t)}
+	n, err := parseNetns(comment)
+	ok(t, err)
+	file := filepath.Join(host.locks, n.lock())
+	ok(t, os.WriteFile(file, nil, 0o600))
+	l := lockBy(t, file, "--no-fork")
+	inNetwork(t, func() error {
+		if _, err := iptables("iptables", "-A", "FORWARD", "-m", "comment", "--comment", comment, "-j", "ACCEPT"); err != nil {
+			return err
+		}
+		err := host.removeRules(t.Context(), comment)
+		there, allErr := allRules("iptables")
+		if len(there) != 1 {
+			t.Errorf("there are %q, want the rule", there)
+		}
+		l.end()
+		err = errors.Join(err, allErr, host.removeRules(t.Context(), comment))
+		if there, allErr = allRules("iptables"); len(there) != 0 {
+			t.Errorf("there are %q", there)
+		}
+		return errors.Join(err, allErr)
+	})
 }
 
 // TestRemoveRulesOfTheHost is about the tables that this machine has, with a comment of the test's own.

@@ -3,8 +3,7 @@ package firecracker
 // Proposals for what calls removeNetns:
 //   - A claimed pool (watch.ErrInUse) means that a runner that lives has taken the pool over, and with it what was left there,
 //     which it removes itself when it starts. The other leaves of the sandbox are not concerned: remove them all the same,
-//     and take this part for done.
-//   - Remove rules before the namespace: the name of the namespace is all that tells whose they are.
+//     and take this part for done. removeRules says nil then.
 
 import (
 	"context"
@@ -60,7 +59,7 @@ func removeNetns(ctx context.Context, name string) error {
 	return nil
 }
 
-// claims lets one namespace be removed at a time: two of one pool would take each other for its owner.
+// claims lets one removal happen at a time: two of one pool would take each other for its owner.
 var claims sync.Mutex
 
 func (h netHost) remove(ctx context.Context, name string) error {

@@ -64,7 +64,16 @@ func printRule(rule watch.Rule) string {
 			lines = append(lines, key+" = "+value)
 		}
 	}
-	lines = append(lines, "match = "+printMatch(rule.Match), "owner = "+printOwner(rule.Owner))
+	match, owner := printMatch(rule.Match), printOwner(rule.Owner)
+	add(match != none, "match", match)
+	add(len(rule.BaseDirs) > 0, "base-dirs", quoteAll(rule.BaseDirs))
+	add(len(rule.JailDirs) > 0, "jail-dirs", quoteAll(rule.JailDirs))
+	add(rule.SocketDir != "", "socket-dir", quote(rule.SocketDir))
+	add(rule.Program != "", "program", quote(rule.Program))
+	add(len(rule.Dirs) > 0, "dirs", quoteAll(rule.Dirs))
+	add(owner != none, "owner", owner)
+	add(rule.StopRunner, "stop-runner", "true")
+	add(len(rule.Remove) > 0, "remove", quoteAll(rule.Remove))
 	add(len(rule.States) > 0, "states", quoteAll(rule.States))
 	add(rule.MaxAge > 0, "max-age", quote(rule.MaxAge))
 	add(rule.StopTimeout > 0, "stop-timeout", quote(rule.StopTimeout))
@@ -90,6 +99,10 @@ func printOwner(e watch.Evidence) string {
 	t.add(e.Process != "", "process", quote(e.Process))
 	t.add(e.Client, "client", "true")
 	t.add(e.Socket != "", "socket", quote(e.Socket))
+	t.add(e.Ancestor != "", "ancestor", quote(e.Ancestor))
+	t.add(e.Locks != "", "lock-dir", quote(e.Locks))
+	t.add(e.Records != "", "records", quote(e.Records))
+	t.add(e.Sentinel, "sentinel", "true")
 	t.add(e.None, "none", "true")
 	return t.String()
 }
@@ -102,6 +115,9 @@ func (t *inlineTable) add(given bool, key, value string) {
 		*t = append(*t, key+" = "+value)
 	}
 }
+
+// none is a table in which nothing is given.
+const none = "{  }"
 
 func (t inlineTable) String() string { return "{ " + strings.Join(t, ", ") + " }" }
 

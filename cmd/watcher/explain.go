@@ -269,6 +269,35 @@ func (x explanation) weigh(o *watch.Owner) []string {
 			return append(said, "connect: nobody listens there")
 		}
 		return append(said, unknown)
+	case watch.AncestorClaim:
+		said := []string{fmt.Sprintf("a process of %q among its ancestors owns it", o.Claim.Program)}
+		switch o.Life {
+		case watch.Alive:
+			return append(said, fmt.Sprintf("/proc: process %d is one, and lives; it started at tick %d after boot", o.Process.PID, o.Process.Start))
+		case watch.Exited:
+			return append(said, "/proc: there is none up to the first process")
+		}
+		return append(said, unknown)
+	case watch.LockClaim:
+		said := []string{fmt.Sprintf("whoever holds the lock on %s owns it", o.Claim.File)}
+		switch {
+		case o.Life == watch.Alive && o.Process.PID != 0:
+			return append(said, fmt.Sprintf("flock: process %d holds it", o.Process.PID))
+		case o.Life == watch.Alive:
+			return append(said, "flock: somebody holds it")
+		case o.Life == watch.Exited:
+			return append(said, "flock: nobody holds it")
+		}
+		return append(said, unknown)
+	case watch.RecordClaim:
+		said := []string{fmt.Sprintf("the process that %s names owns it", o.Claim.File)}
+		switch o.Life {
+		case watch.Alive:
+			return append(said, fmt.Sprintf("/proc: process %d is that, and lives; it started at tick %d after boot", o.Process.PID, o.Process.Start))
+		case watch.Exited:
+			return append(said, "/proc: that process has exited")
+		}
+		return append(said, unknown)
 	case watch.GroupClaim:
 		said := []string{fmt.Sprintf("label %s says that it belongs to group %q", watch.LabelGroup, o.Claim.Group)}
 		switch o.Life {
@@ -306,7 +335,7 @@ func (x explanation) since() string {
 // change says what would change the verdict.
 func (x explanation) change() string {
 	switch x.verdict.Reason {
-	case reap.OwnerAlive:
+	case reap.OwnerAlive, reap.Managed:
 		text := x.death()
 		if end := x.end(); !end.IsZero() {
 			text += ", or at " + moment(end)
@@ -350,6 +379,8 @@ func (x explanation) death() string {
 		return "it is reaped when the last container of its group has been reaped"
 	case watch.SocketClaim:
 		return fmt.Sprintf("it is reaped when nobody listens on %s any more", o.Claim.Socket)
+	case watch.LockClaim:
+		return fmt.Sprintf("it is reaped when nobody holds the lock on %s any more", o.Claim.File)
 	default:
 		return fmt.Sprintf("it is reaped when process %d has exited", o.Process.PID)
 	}

@@ -77,6 +77,10 @@ func newOwner(e *watch.Entry, j reap.Judgement) *owner {
 		o.Name = claim.Program
 	case watch.SocketClaim:
 		o.Name = claim.Socket
+	case watch.AncestorClaim:
+		o.Name = claim.Program
+	case watch.LockClaim, watch.RecordClaim:
+		o.Name = claim.File
 	}
 	// What a label leaves out is known once the process has been seen.
 	o.PID = cmp.Or(claim.Process.PID, of.Process.PID)
@@ -87,7 +91,7 @@ func newOwner(e *watch.Entry, j reap.Judgement) *owner {
 
 // state is the state as a table shows it. Only what can run has one worth a look.
 func (r row) state() string {
-	if r.Kind != watch.Container {
+	if r.State == "" || r.Kind == watch.Volume || r.Kind == watch.Network || r.Kind == watch.File {
 		return "-"
 	}
 	return string(r.State)

@@ -52,7 +52,7 @@ func (h *Host) Sight(pid int) (*Sight, error) {
 }
 
 func unreadable(pid int, err error) error {
-	if errors.Is(err, ErrGone) || errors.Is(err, ErrNoPidfd) || errors.Is(err, ErrUnreadable) {
+	if err == nil || errors.Is(err, ErrGone) || errors.Is(err, ErrNoPidfd) || errors.Is(err, ErrUnreadable) {
 		return err
 	}
 	return fmt.Errorf("look at process %d: %w: %w", pid, ErrUnreadable, err)
@@ -236,6 +236,24 @@ func (h *Host) Find(ctx context.Context, wanted func(exe string, argv []string) 
 		}
 	}
 	return found, nil
+}
+
+// FindOne looks at the process that has the PID now, and returns it held if it is wanted by what it runs, else nil. The error is
+// as that of [Host.Sight].
+func (h *Host) FindOne(pid int, wanted func(exe string, argv []string) bool) (*Sight, error) {
+	l, err := h.look()
+	if err != nil {
+		return nil, unreadable(pid, err)
+	}
+	defer l.close()
+	if is, err := h.runs(l, pid, wanted); err != nil || !is {
+		return nil, unreadable(pid, err)
+	}
+	s, err := h.sight(l, pid)
+	if err == nil && !wanted(s.Exe, s.Argv) {
+		return nil, s.Close()
+	}
+	return s, err
 }
 
 // runs reports whether the process with a PID runs something that is wanted.

@@ -178,7 +178,9 @@ func TestFollowTellsOfTheLimit(t *testing.T) {
 	defer restore()
 	f.Follow([]string{dir + "/a", dir + "/b"})
 	told.await(t, "the limit", func() bool {
-		return slices.ContainsFunc(told.lost, func(err error) bool { return err != nil && strings.Contains(err.Error(), "fs.inotify.max_user_watches") })
+		return slices.ContainsFunc(told.lost, func(err error) bool {
+			return err != nil && strings.Contains(err.Error(), "fs.inotify.max_user_watches")
+		})
 	})
 	restore()
 	// What was followed is followed still, and the rest when it is tried again.

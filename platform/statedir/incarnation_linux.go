@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Incarnation names what has an absolute path now (T2); "" if nothing has, or if a link is on the way (T3).
@@ -74,11 +77,6 @@ func (r *removal) named(ctx context.Context, file, incarnation string) error {
 	}
 	if why := mounts.at(e.path); why != "" {
 		return fmt.Errorf("it %w: %s", ErrInUse, why)
-	}
-	if r.owner != nil {
-		if err := ownedBy(e.fd, *r.owner); err != nil {
-			return err
-		}
 	}
 	return r.entry(ctx, in, name, e)
 }
@@ -173,4 +171,30 @@ func (g glob) nearest(ctx context.Context, in folder, found *[]string) error {
 		}
 		return unlessAbsent(into(name))
 	}))
+}
+
+// RemoveEmpty removes the folder that has an absolute path, if it is still that incarnation and nothing is in it. It reports
+// whether there is nothing any more that has the path and is that incarnation.
+func RemoveEmpty(file, incarnation string) (gone bool, err error) {
+	in, name, err := openParent(file)
+	if err != nil {
+		return errors.Is(err, errAbsent), unlessAbsent(err)
+	}
+	defer in.close()
+	e, err := in.look(name)
+	if err != nil {
+		return errors.Is(err, errAbsent), unlessAbsent(err)
+	}
+	defer e.close()
+	if e.id().Name != incarnation {
+		return true, nil
+	}
+	switch err := unix.Unlinkat(in.fd, name, unix.AT_REMOVEDIR); {
+	case err == nil, errors.Is(err, unix.ENOENT):
+		return true, nil
+	case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST):
+		return false, nil
+	default:
+		return false, &fs.PathError{Op: "rmdir", Path: readable(file), Err: err}
+	}
 }

@@ -79,6 +79,14 @@ func (r *removal) folder(ctx context.Context, in folder, name string, e *entry) 
 		return fmt.Errorf("it %w: a file system is mounted there", ErrInUse)
 	}
 	r.top, r.place = int(top.Fd()), place
+	if r.owner != nil {
+		if err := ownedBy(r.top, *r.owner); err != nil {
+			if unix.Unlinkat(in.fd, name, unix.AT_REMOVEDIR) == nil {
+				return nil // it is empty
+			}
+			return err
+		}
+	}
 	if err := r.empty(ctx, top, e.path, 1); err != nil {
 		return err
 	}

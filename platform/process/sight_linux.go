@@ -276,9 +276,11 @@ func (h *Host) runs(l *look, pid int, wanted func(exe string, argv []string) boo
 		return false, err
 	case im.none:
 		return false, nil
+	case !im.whole && pid == 1 && h.isInit():
+		return false, nil // whatever it calls itself
 	case wanted(im.exe, im.argv):
 		return true, nil
-	case im.whole, pid == 1 && h.isInit():
+	case im.whole:
 		return false, nil
 	}
 	if st, err := s.stat(""); err != nil || st.dead() {

@@ -1,0 +1,254 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"time"
+
+	"watcher/platform/process"
+	"watcher/platform/statedir"
+	"watcher/watch"
+)
+
+// lookForOwners looks for the owners of a microVM, each as its claim demands, and says what became of them.
+func (m *MicroVMs) lookForOwners(vm *microVM) (events []watch.Event) {
+	for _, claim := range vm.sandbox.Terms.Owners {
+		if !claim.Kind.Sought() {
+			continue
+		}
+		if seen, ok := m.lookForOwner(vm, claim); ok {
+			events = append(events, seen)
+		}
+	}
+	return events
+}
+
+// lookForOwner looks for one. There is nothing to say if the microVM itself has died meanwhile.
+func (m *MicroVMs) lookForOwner(vm *microVM, claim watch.Claim) (watch.OwnerSeen, bool) {
+	seen := watch.OwnerSeen{ID: vm.sandbox.ID, Claim: claim, Asked: time.Now()}
+	m.mu.Lock()
+	before := vm.known[claim]
+	m.mu.Unlock()
+	switch claim.Kind {
+	case watch.AncestorClaim:
+		if !m.ancestor(vm, before, &seen) {
+			return seen, false
+		}
+	case watch.LockClaim:
+		m.inEachBase(vm, &seen, func(base string) (watch.Life, watch.Process, string) { return lockLife(claim.File, base) })
+	case watch.RecordClaim:
+		m.inEachBase(vm, &seen, func(base string) (watch.Life, watch.Process, string) {
+			return recordLife(claim.File, base, m.host)
+		})
+	}
+	if seen.Life == watch.Exited && before.Owner.PID != 0 {
+		// Whoever was seen to own it is the one that is missed now.
+		if seen.Owner.PID == 0 {
+			seen.Owner = before.Owner
+		}
+		if died := m.deathOf(seen.Owner); !died.IsZero() {
+			seen.Exited = died
+		} else if before.Owner == seen.Owner {
+			seen.Exited = before.Exited
+		}
+	}
+	if seen.Life == watch.Alive && seen.Owner.PID != 0 {
+		m.holdOwner(seen.Owner)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !vm.known[claim].Asked.After(seen.Asked) {
+		vm.known[claim] = seen
+	}
+	return seen, true
+}
+
+// ancestor looks for the owner among the ancestors (F3).
+func (m *MicroVMs) ancestor(vm *microVM, before watch.OwnerSeen, seen *watch.OwnerSeen) bool {
+	if before.Owner.PID != 0 && before.Life != watch.Exited {
+		lives, err := m.lives(before.Owner)
+		if err != nil {
+			seen.Owner, seen.Detail = before.Owner, err.Error()
+			return true
+		}
+		if lives {
+			seen.Life, seen.Owner = watch.Alive, before.Owner
+			return true
+		}
+	}
+	m.mu.Lock()
+	dead := vm.dead || vm.sight == nil
+	m.mu.Unlock()
+	if dead {
+		return endedWith(before, seen)
+	}
+	program, err := watch.NewProgram(seen.Claim.Program)
+	if err != nil {
+		seen.Detail = err.Error()
+		return true
+	}
+	runs := func(a process.Ancestor) bool { return program.Matches(a.Exe, a.Argv) }
+	chain, err := vm.sight.Ancestors(runs)
+	found := len(chain) > 0 && runs(chain[len(chain)-1])
+	switch {
+	case errors.Is(err, process.ErrGone), errors.Is(err, os.ErrClosed):
+		return endedWith(before, seen)
+	case found:
+		seen.Life, seen.Owner = watch.Alive, chain[len(chain)-1].Process
+	case err != nil:
+		seen.Detail = err.Error()
+	default:
+		seen.Life = watch.Exited
+	}
+	return true
+}
+
+// endedWith says of a microVM without a process what was known of its owner when it had one. If that was alive, it has died since:
+// a process without ancestors has no others to find.
+func endedWith(before watch.OwnerSeen, seen *watch.OwnerSeen) bool {
+	switch {
+	case before.Life == watch.Alive && before.Owner.PID != 0, before.Life == watch.Exited:
+		seen.Life, seen.Owner, seen.Exited = watch.Exited, before.Owner, before.Exited
+	default:
+		seen.Detail = "its process ended before its ancestors could be read"
+	}
+	return true
+}
+
+// inEachBase asks for the owner by a base folder; of sockets without a workspace it is not known which one it is, and the owner
+// of any keeps them.
+func (m *MicroVMs) inEachBase(vm *microVM, seen *watch.OwnerSeen, ask func(base string) (watch.Life, watch.Process, string)) {
+	bases := []string{vm.home.base}
+	if vm.home.dir == "" {
+		var globs []string
+		for _, glob := range vm.rule.BaseDirs {
+			globs = append(globs, path.Clean(glob))
+		}
+		var err error
+		if bases, err = statedir.Expand(context.Background(), globs); err != nil {
+			seen.Detail = err.Error()
+			return
+		}
+		if len(bases) == 0 {
+			seen.Detail = "none of the base folders is there"
+			return
+		}
+	}
+	seen.Life = watch.Exited
+	for _, base := range bases {
+		life, owner, detail := ask(base)
+		seen.Life, seen.Owner, seen.Detail = worse(seen.Life, seen.Owner, seen.Detail, life, owner, detail)
+	}
+	if seen.Life != watch.Unknown {
+		seen.Detail = ""
+	}
+}
+
+// lives reports whether an owner that was found lives.
+func (m *MicroVMs) lives(p watch.Process) (bool, error) {
+	m.mu.Lock()
+	o := m.owners[p]
+	m.mu.Unlock()
+	if o != nil {
+		exited, err := o.handle.Exited()
+		return !exited, err
+	}
+	handle, err := m.host.Open(p.PID)
+	switch {
+	case errors.Is(err, process.ErrGone):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	defer func() { _ = handle.Close() }()
+	return handle.Process() == p, nil
+}
+
+// deathOf is when an owner died that was held, or zero.
+func (m *MicroVMs) deathOf(p watch.Process) time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o := m.owners[p]; o != nil {
+		return o.died
+	}
+	return time.Time{}
+}
+
+// holdOwner holds an owner from now on, and looks again at what it owns when it dies.
+func (m *MicroVMs) holdOwner(p watch.Process) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed || m.owners[p] != nil || p.Boot != m.host.Boot() {
+		return
+	}
+	handle, err := m.host.Open(p.PID)
+	if err != nil || handle.Process() != p {
+		// It has died just now, or cannot be held. The next look will tell.
+		if err == nil {
+			_ = handle.Close()
+		}
+		return
+	}
+	m.owners[p] = &owner{handle: handle}
+	go func() {
+		switch err := handle.Wait(); {
+		case err == nil:
+			m.ownerDied(p, time.Now())
+		case !errors.Is(err, os.ErrClosed):
+			m.post(watch.LookFailed{At: time.Now(), Err: fmt.Errorf("wait for the end of process %d: %w", p.PID, err)})
+		}
+	}()
+}
+
+// ownerDied takes in that an owner is dead, and looks at once at all that it owned. Of two witnesses the earlier one is nearer the
+// truth.
+func (m *MicroVMs) ownerDied(p watch.Process, at time.Time) {
+	m.mu.Lock()
+	o := m.owners[p]
+	if o == nil || !o.died.IsZero() && !at.Before(o.died) {
+		m.mu.Unlock()
+		return
+	}
+	o.died = at
+	type orphan struct {
+		vm    *microVM
+		claim watch.Claim
+	}
+	var orphans []orphan
+	for _, vm := range m.all {
+		for claim, seen := range vm.known {
+			if seen.Owner == p {
+				orphans = append(orphans, orphan{vm, claim})
+			}
+		}
+	}
+	m.mu.Unlock()
+	var events []watch.Event
+	for _, o := range orphans {
+		if seen, ok := m.lookForOwner(o.vm, o.claim); ok {
+			events = append(events, seen)
+		}
+	}
+	if len(events) > 0 {
+		m.post(events...)
+	}
+}
+
+// sweep lets go of the owners that nothing known has. The caller has the lock.
+func (m *MicroVMs) sweep() {
+	needed := map[watch.Process]bool{}
+	for _, vm := range m.all {
+		for _, seen := range vm.known {
+			needed[seen.Owner] = true
+		}
+	}
+	for p, o := range m.owners {
+		if !needed[p] {
+			_ = o.handle.Close()
+			delete(m.owners, p)
+		}
+	}
+}

@@ -1,0 +1,431 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"watcher/platform/process"
+	"watcher/platform/statedir"
+	"watcher/watch"
+)
+
+// A listing is one look for microVMs.
+type listing struct {
+	m     *MicroVMs
+	rules *ruleSet
+	asked time.Time
+	jails map[process.File][]jail // by the root in it
+	found []*microVM
+}
+
+// A jail is a folder of a jailed microVM.
+type jail struct {
+	home home
+	of   string // the program that it was made for
+}
+
+func (l *listing) close() {
+	for _, vm := range l.found {
+		l.release(vm)
+	}
+	l.found = nil
+}
+
+func (l *listing) release(vm *microVM) {
+	if vm.sight != nil {
+		_ = vm.sight.Close()
+	}
+}
+
+// roots finds the jails.
+func (l *listing) roots(ctx context.Context) error {
+	l.jails = map[process.File][]jail{}
+	seen := map[string]bool{}
+	for _, rule := range l.rules.list {
+		for _, glob := range rule.JailDirs {
+			dirs, err := statedir.Expand(ctx, []string{path.Join(glob, "*", "*", "root")})
+			if err != nil {
+				return err
+			}
+			for _, dir := range dirs {
+				h, of, ok := jailAt(dir)
+				if !ok || seen[dir] {
+					continue
+				}
+				seen[dir] = true
+				file, err := fileAt(dir)
+				if errors.Is(err, fs.ErrNotExist) {
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				l.jails[file] = append(l.jails[file], jail{h, of})
+			}
+		}
+	}
+	return nil
+}
+
+// fileAt says what has a path, without asking the file system that it is on.
+func fileAt(file string) (process.File, error) {
+	var st unix.Statx_t
+	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_STATX_DONT_SYNC | unix.AT_NO_AUTOMOUNT
+	if err := unix.Statx(unix.AT_FDCWD, file, flags, unix.STATX_INO, &st); err != nil {
+		return process.File{}, &fs.PathError{Op: "statx", Path: file, Err: err}
+	}
+	return process.File{Device: unix.Mkdev(st.Dev_major, st.Dev_minor), Inode: st.Ino}, nil
+}
+
+// look finds all microVMs. The folders come first: whoever makes one and is about to start a process in it lives by then, and a
+// process that was started in it since is not missed by mistake, but for one whose owner lives (F9).
+func (l *listing) look(ctx context.Context) error {
+	if len(l.rules.list) == 0 {
+		return nil
+	}
+	if err := l.roots(ctx); err != nil {
+		return err
+	}
+	left, err := l.folders(ctx)
+	if err != nil {
+		return err
+	}
+	processes, err := l.m.host.Find(ctx, l.rules.concerns)
+	if err != nil {
+		return err
+	}
+	taken := map[*process.Sight]bool{}
+	defer func() {
+		for _, s := range processes {
+			if !taken[s] {
+				_ = s.Close()
+			}
+		}
+	}()
+	byID := map[watch.ID][]*microVM{}
+	for _, s := range processes {
+		if !l.rules.runs(s.Exe, s.Argv) {
+			continue
+		}
+		if rule, h, ok := l.identify(s); ok {
+			vm := l.microVM(rule, h, s)
+			byID[vm.sandbox.ID] = append(byID[vm.sandbox.ID], vm)
+		}
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(byID), watch.ID.Compare) {
+		vm := one(byID[id])
+		if vm.sight != nil {
+			taken[vm.sight] = true
+		}
+		l.found = append(l.found, vm)
+	}
+	l.found = append(l.found, l.remnants(left, processes)...)
+	return nil
+}
+
+// one is the microVM that several processes are: the one that all others descend from. If there is none it is a fault, and which
+// of them to end is not for us to guess (F8).
+func one(same []*microVM) *microVM {
+	for _, vm := range same {
+		if !slices.ContainsFunc(same, func(other *microVM) bool { return other != vm && !descends(other.sight, vm.sight) }) {
+			return vm
+		}
+	}
+	vm := *same[0]
+	vm.sight = nil
+	vm.sandbox.Init = watch.Process{}
+	vm.sandbox.Terms.Fault = fmt.Sprintf("%d processes seem to be this microVM, %d and %d among them",
+		len(same), same[0].sight.Process().PID, same[1].sight.Process().PID)
+	return &vm
+}
+
+func descends(s, from *process.Sight) bool {
+	chain, err := s.Ancestors(func(a process.Ancestor) bool { return a.Process == from.Process() })
+	return err == nil && len(chain) > 0 && chain[len(chain)-1].Process == from.Process()
+}
+
+// identify says which microVM a process is, if it is one that a rule names (F1).
+func (l *listing) identify(s *process.Sight) (rule *watch.Rule, h home, ok bool) {
+	at := homes(s.Cwd, s.Argv)
+	id := option(s.Argv, "--id")
+	for _, rule := range l.rules.list {
+		p := programOf(rule)
+		if !p.runs(s.Exe, s.Argv) {
+			continue
+		}
+		for _, h := range at {
+			if knows(rule, h) {
+				return rule, h, true
+			}
+		}
+		for _, j := range l.jails[s.Root] {
+			if j.home.id == id && p.name.Matches(j.of) && knows(rule, j.home) {
+				return rule, j.home, true
+			}
+		}
+	}
+	return nil, home{}, false
+}
+
+// claims are those of the owners that a rule names. Of a microVM that has ended, and was not seen before, no ancestors can be found.
+func (h home) claims(rule *watch.Rule, seen bool) (all []watch.Claim) {
+	e := rule.Owner
+	switch {
+	case e.Ancestor == "":
+	case seen:
+		all = append(all, watch.Claim{Kind: watch.AncestorClaim, Program: e.Ancestor})
+	default:
+		all = append(all, watch.Claim{Kind: watch.ProgramClaim, Program: e.Ancestor})
+	}
+	if e.Locks != "" {
+		all = append(all, watch.Claim{Kind: watch.LockClaim, File: e.Locks})
+	}
+	if e.Records != "" {
+		all = append(all, watch.Claim{Kind: watch.RecordClaim, File: e.Records})
+	}
+	if e.Process != "" {
+		all = append(all, watch.Claim{Kind: watch.ProgramClaim, Program: e.Process})
+	}
+	return all
+}
+
+func (l *listing) microVM(rule *watch.Rule, h home, s *process.Sight) *microVM {
+	vm := &microVM{sight: s, rule: rule, home: h, began: l.asked}
+	vm.sandbox = watch.Sandbox{
+		ID: h.watchID(), Name: h.id, State: watch.Running, Created: s.Born(), Init: s.Process(),
+		Terms: rule.Terms(h.claims(rule, true)...),
+	}
+	vm.sandbox.Leaves = leavesOfProcess(rule, h, s)
+	return vm
+}
+
+// leavesOfProcess are what a microVM will leave behind that can be seen while it lives.
+func leavesOfProcess(rule *watch.Rule, h home, s *process.Sight) (leaves []watch.Leaf) {
+	if leaf, ok := h.workspace(rule, s); ok {
+		leaves = append(leaves, leaf)
+	}
+	if leaf, ok := folderLeaf(Sockets, socketsOf(rule, h.id)); ok && removes(rule, Sockets) {
+		leaves = append(leaves, leaf)
+	}
+	if name := netnsName(s.Net); name != "" && removes(rule, Netns) {
+		leaves = append(leaves, watch.Leaf{Kind: Netns, Name: name})
+	}
+	for _, group := range s.Cgroups {
+		leaf := watch.Leaf{Kind: Cgroup, Name: group.Path}
+		if removes(rule, Cgroup) && cgroupOf(group.Path, h.id) && !slices.Contains(leaves, leaf) {
+			leaves = append(leaves, leaf)
+		}
+	}
+	return leaves
+}
+
+// workspace is the leaf that the folder of a microVM is. A process that lives is there: a folder that was made in its place since
+// is another's.
+func (h home) workspace(rule *watch.Rule, s *process.Sight) (watch.Leaf, bool) {
+	if h.dir == "" || !removes(rule, Workspace) {
+		return watch.Leaf{}, false
+	}
+	if s != nil {
+		at, is := h.dir, s.CwdFile
+		if h.jail {
+			at, is = path.Join(h.dir, "root"), s.Root
+		}
+		file, err := fileAt(at)
+		if err != nil || file != is && (h.jail || !olderFormat.MatchString(h.id)) {
+			return watch.Leaf{}, false
+		}
+	}
+	return folderLeaf(Workspace, h.dir)
+}
+
+func folderLeaf(kind, dir string) (watch.Leaf, bool) {
+	if dir == "" {
+		return watch.Leaf{}, false
+	}
+	incarnation, err := statedir.Incarnation(dir)
+	if err != nil || incarnation == "" {
+		return watch.Leaf{}, false
+	}
+	return watch.Leaf{Kind: kind, Name: dir, Incarnation: incarnation}, true
+}
+
+// netnsExists reports whether a namespace, or something else, has a name.
+func netnsExists(name string) bool {
+	view, _ := theNetHost.view()
+	_, err := os.Lstat(filepath.Join(view, name))
+	return err == nil
+}
+
+// netnsName is the name of a network namespace that a runner made, or "".
+func netnsName(ns process.File) string {
+	// Where it cannot be told whether our mounts are the host's, ours are better than none: a name is only taken if the very
+	// namespace is mounted there.
+	view, _ := theNetHost.view()
+	entries, err := os.ReadDir(view)
+	if err != nil {
+		return ""
+	}
+	for _, entry := range entries {
+		if !netnsFormat.MatchString(entry.Name()) {
+			continue
+		}
+		if file, err := fileAt(filepath.Join(view, entry.Name())); err == nil && file == ns {
+			return entry.Name()
+		}
+	}
+	return ""
+}
+
+// folders finds the workspaces, jails and socket folders that are there, each as a microVM without a process.
+func (l *listing) folders(ctx context.Context) (left []*microVM, err error) {
+	homeOf := map[string]bool{}
+	byID := map[string][]*microVM{}
+	add := func(rule *watch.Rule, h home) {
+		if h.dir != "" && homeOf[h.dir] {
+			return
+		}
+		homeOf[h.dir] = true
+		vm := &microVM{rule: rule, home: h, began: l.asked}
+		left, byID[h.id] = append(left, vm), append(byID[h.id], vm)
+	}
+	for _, rule := range l.rules.list {
+		for _, glob := range rule.BaseDirs {
+			dirs, err := statedir.Expand(ctx, []string{path.Join(glob, workspaces, "*")})
+			if err != nil {
+				return nil, err
+			}
+			for _, dir := range dirs {
+				// Other folders may be there that are no microVM's.
+				if h, ok := workspaceAt(dir, false); ok && madeFormat.MatchString(h.id) && knows(rule, h) {
+					add(rule, h)
+				}
+			}
+		}
+		for _, jails := range l.jails {
+			for _, j := range jails {
+				if programOf(rule).name.Matches(j.of) && knows(rule, j.home) {
+					add(rule, j.home)
+				}
+			}
+		}
+	}
+	for _, rule := range l.rules.list {
+		if rule.SocketDir == "" || !removes(rule, Sockets) {
+			continue
+		}
+		dirs, err := statedir.Expand(ctx, []string{path.Join(rule.SocketDir, "*")})
+		if err != nil {
+			return nil, err
+		}
+		for _, dir := range dirs {
+			if id := path.Base(dir); madeFormat.MatchString(id) && rule.Named(id) && len(byID[id]) == 0 {
+				add(rule, home{id: id, base: rule.SocketDir})
+			}
+		}
+	}
+	for _, vm := range left {
+		vm.describe(len(byID[vm.home.id]) == 1)
+	}
+	return slices.DeleteFunc(left, func(vm *microVM) bool { return len(vm.sandbox.Leaves) == 0 }), nil
+}
+
+// describe fills in what a microVM without a process is like. If it is not the only one of its ID then nobody knows whose the
+// sockets are.
+func (vm *microVM) describe(only bool) {
+	h, rule := vm.home, vm.rule
+	vm.sandbox = watch.Sandbox{
+		ID: h.watchID(), Name: h.id, State: watch.Stopped, Terms: rule.Terms(h.claims(rule, false)...),
+	}
+	if leaf, ok := h.workspace(rule, nil); ok {
+		vm.sandbox.Leaves = append(vm.sandbox.Leaves, leaf)
+	}
+	if leaf, ok := folderLeaf(Sockets, socketsOf(rule, h.id)); ok && only && removes(rule, Sockets) {
+		vm.sandbox.Leaves = append(vm.sandbox.Leaves, leaf)
+	}
+	for _, leaf := range vm.sandbox.Leaves {
+		if born := bornAt(leaf.Name); born.After(vm.sandbox.Created) {
+			vm.sandbox.Created = born
+		}
+	}
+}
+
+// bornAt is when a folder was made. Where nobody knows it is the latest time that it bears: a folder that seems younger than it is
+// has more processes that are older, and may own it.
+func bornAt(dir string) time.Time {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st); err != nil {
+		return time.Time{}
+	}
+	stamp := func(t unix.StatxTimestamp) time.Time { return time.Unix(t.Sec, int64(t.Nsec)) }
+	if st.Mask&unix.STATX_BTIME != 0 && st.Btime.Sec > 0 {
+		return stamp(st.Btime)
+	}
+	if stamp(st.Mtime).After(stamp(st.Ctime)) {
+		return stamp(st.Mtime)
+	}
+	return stamp(st.Ctime)
+}
+
+// remnants are those of what was left that no process has to do with.
+func (l *listing) remnants(left []*microVM, processes []*process.Sight) (all []*microVM) {
+	ids, taken := map[string]bool{}, map[watch.ID]bool{}
+	for _, vm := range l.found {
+		ids[vm.home.id], taken[vm.sandbox.ID] = true, true
+	}
+	for _, s := range processes {
+		if !l.rules.runs(s.Exe, s.Argv) {
+			continue
+		}
+		// Sockets have no base folder in their path. They may be those of a process that no rule names.
+		for _, h := range homes(s.Cwd, s.Argv) {
+			ids[h.id] = true
+		}
+		ids[option(s.Argv, "--id")] = true
+	}
+	for _, vm := range left {
+		if ids[vm.home.id] {
+			vm.sandbox.Leaves = slices.DeleteFunc(vm.sandbox.Leaves, func(leaf watch.Leaf) bool { return leaf.Kind == Sockets })
+		}
+		if len(vm.sandbox.Leaves) > 0 && !taken[vm.sandbox.ID] && !slices.ContainsFunc(processes, placesOf(vm.sandbox.Leaves).has) {
+			all = append(all, vm)
+		}
+	}
+	return all
+}
+
+// places are folders that somebody may be at home in.
+type places struct {
+	dirs  []string
+	files []process.File
+}
+
+func placesOf(leaves []watch.Leaf) (p places) {
+	for _, leaf := range leaves {
+		if leaf.Kind != Workspace && leaf.Kind != Sockets {
+			continue
+		}
+		p.dirs = append(p.dirs, leaf.Name)
+		for _, dir := range []string{leaf.Name, path.Join(leaf.Name, "root")} {
+			if file, err := fileAt(dir); err == nil {
+				p.files = append(p.files, file)
+			}
+		}
+	}
+	return p
+}
+
+// has reports whether a process is at home in one of the folders: it works there, has its root there, or names it.
+func (p places) has(s *process.Sight) bool {
+	return slices.Contains(p.files, s.CwdFile) || slices.Contains(p.files, s.Root) ||
+		slices.ContainsFunc(p.dirs, func(dir string) bool { return within(s.Cwd, dir) || refersTo(s.Argv, dir) })
+}

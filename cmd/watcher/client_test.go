@@ -287,6 +287,14 @@ func (s *street) agent(i int, line ...string) *actor {
 
 const python, node = 0, 1
 
+// An agent whose child inherits what it has open, as one that puts itself into the background does. It says its PID.
+const forker = `
+import os, subprocess, sys
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+os.set_inheritable(server.stdin.fileno(), True)
+print(subprocess.Popen(["sleep", "1000"], close_fds=False, start_new_session=True).pid, flush=True)
+sys.stdin.read()`
+
 func TestDockerRun(t *testing.T) {
 	e := dockertest.Shared(t)
 	whole := t
@@ -294,6 +302,34 @@ func TestDockerRun(t *testing.T) {
 	scene := func(name string, play func(t *testing.T, s *street)) {
 		t.Run(name, func(t *testing.T) { play(t, newStreet(t, d, e)) })
 	}
+	scene("an agent is killed, and a child of it still speaks to the client", func(t *testing.T, s *street) {
+		needTool(t, "python3", "python3")
+		a := s.start(append([]string{"python3", "-c", forker}, s.line("--rm", "-i")...)...)
+		id := s.started()
+		heir := &held{t: t}
+		await(t, "the agent says which child it has", func() bool {
+			said, err := os.ReadFile(filepath.Join(a.cmd.Dir, "out"))
+			if err != nil {
+				return false
+			}
+			_, err = fmt.Sscanf(string(said), "%d\n", &heir.pid)
+			return err == nil
+		})
+		fd, err := unix.PidfdOpen(heir.pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heir.fd = fd
+		t.Cleanup(func() {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			_ = unix.Close(fd)
+		})
+		s.knows(id)
+		a.kill()
+		s.stays(id, "and somebody speaks to its client")
+		heir.signal(unix.SIGKILL)
+		s.goes(id)
+	})
 	for i, kind := range agents {
 		scene("an agent is killed: "+kind.name, func(t *testing.T, s *street) {
 			a := s.agent(i, s.line("--rm", "-i")...)

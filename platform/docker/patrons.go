@@ -83,15 +83,36 @@ func (e *Engine) ask(c container.InspectResponse, g *glance) {
 func (e *Engine) clientsOf(all ...watch.Sandbox) (found []watch.Event) {
 	e.answers.Lock()
 	defer e.answers.Unlock()
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	for _, s := range all {
 		claims := slices.ContainsFunc(s.Terms.Owners, func(c watch.Claim) bool { return c.Kind == watch.ClientClaim })
-		if t, ok := e.told[s.ID.Name]; ok && claims {
-			found = append(found, t.seen)
+		e.mu.Lock()
+		t, ok := e.told[s.ID.Name]
+		e.mu.Unlock()
+		if ok && claims {
+			found = append(found, e.withHeirs(t))
 		}
 	}
 	return found
+}
+
+// withHeirs is what is known of a container's clients, with those who speak to them now if all who did are dead: a program
+// that puts itself into the background leaves what it had open to a child. The caller holds answers.
+func (e *Engine) withHeirs(t told) watch.ClientsSeen {
+	clients, err := e.clients.heirs(t.seen.Clients)
+	switch {
+	case err != nil:
+		seen := t.seen
+		seen.Clients, seen.At, seen.Detail = nil, time.Now(), "who spoke to its client is dead, and whether another does cannot be told: "+err.Error()
+		return seen
+	case len(clients) > 0:
+		t.seen.Clients, t.seen.At = clients, time.Now()
+		e.mu.Lock()
+		if _, ok := e.told[t.seen.ID.Name]; ok {
+			e.told[t.seen.ID.Name] = t
+		}
+		e.mu.Unlock()
+	}
+	return t.seen
 }
 
 // clientNews are what the finder says otherwise than before.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -49,6 +50,106 @@ func (f *clientFinder) speakers(h *process.Handle, dir string) (speakers []watch
 	}
 	_ = child.Close()
 	return speakers
+}
+
+// heirs returns clients that live with those who hold the other end of their standard input, if all who spoke to any of
+// them are dead. Nobody, if it is not so, or nobody does.
+func (f *clientFinder) heirs(clients []watch.Client) (heirs []watch.Client, err error) {
+	var living []*process.Handle
+	defer func() {
+		for _, h := range living {
+			_ = h.Close()
+		}
+	}()
+	for _, c := range clients {
+		if len(c.Speakers) == 0 || slices.ContainsFunc(c.Speakers, f.lives) {
+			return nil, nil
+		}
+		if slices.ContainsFunc(living, func(h *process.Handle) bool { return h.Process() == c.Process }) {
+			continue
+		}
+		switch h, err := f.proc.Open(c.Process.PID); {
+		case errors.Is(err, process.ErrGone):
+		case err != nil:
+			return nil, err
+		case h.Process() != c.Process:
+			_ = h.Close()
+		default:
+			living = append(living, h)
+		}
+	}
+	for _, h := range living {
+		speakers, err := f.allWhoSpeak(h)
+		if err != nil {
+			return nil, err
+		}
+		for _, speaker := range speakers {
+			heirs = append(heirs, watch.Client{Process: h.Process(), Speakers: []watch.Process{speaker}})
+		}
+	}
+	return heirs, nil
+}
+
+// lives reports whether a process lives, or may.
+func (f *clientFinder) lives(process watch.Process) bool {
+	h, err := f.proc.Open(process.PID)
+	if err != nil {
+		return !isGone(err)
+	}
+	defer h.Close()
+	exited, err := h.Exited()
+	return h.Process() == process && (err != nil || !exited)
+}
+
+// allWhoSpeak returns all processes but a client itself that hold the other end of its standard input.
+func (f *clientFinder) allWhoSpeak(client *process.Handle) (speakers []watch.Process, err error) {
+	stdin, err := os.Readlink(filepath.Join(procRoot, strconv.Itoa(client.Process().PID), "fd/0"))
+	switch {
+	case errors.Is(err, os.ErrNotExist): // closed, or its process is dead
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	end, writes, ok := otherEnd(stdin)
+	if !ok {
+		return nil, nil
+	}
+	entries, err := os.ReadDir(procRoot)
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil || pid == client.Process().PID {
+			continue
+		}
+		dir := filepath.Join(procRoot, entry.Name(), "fd")
+		if fds, err := os.ReadDir(dir); err != nil {
+			if isGone(err) {
+				continue
+			}
+			return nil, err
+		} else if len(fds) == 0 {
+			continue
+		}
+		h, err := f.proc.Open(pid)
+		switch {
+		case isGone(err):
+			continue
+		case err != nil:
+			return nil, err
+		}
+		if holds(h, end, writes) {
+			speakers = append(speakers, h.Process())
+		}
+		_ = h.Close()
+	}
+	return speakers, nil
+}
+
+// isGone reports whether an error says that there is no such process any more.
+func isGone(err error) bool {
+	return errors.Is(err, process.ErrGone) || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }
 
 var errNoParent = errors.New("it has no parent that counts")

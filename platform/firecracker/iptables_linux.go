@@ -51,6 +51,9 @@ func (h netHost) removeRules(ctx context.Context, comment string) error {
 	if err := checkComment(comment); err != nil {
 		return err
 	}
+	if err := h.atHome(); err != nil {
+		return err
+	}
 	if n, err := parseNetns(comment); err == nil {
 		claims.Lock()
 		defer claims.Unlock()

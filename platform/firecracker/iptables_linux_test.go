@@ -35,6 +35,12 @@ func iptables(program string, args ...string) (string, error) {
 	return string(out), err
 }
 
+// elsewhereNet takes the network of the thread for the host's.
+func elsewhereNet(t *testing.T) netHost {
+	t.Helper()
+	return netHost{locks: realDir(t), init: "/proc/thread-self"}
+}
+
 // ofRunner are the rules that a runner makes for a namespace, as it gives them to iptables; % is the comment.
 var ofRunner = []string{
 	"-t raw -I PREROUTING 1 -i vm0-ve-0c-20 ! -s 10.200.48.130/32 -m comment --comment % -j DROP",
@@ -106,6 +112,7 @@ func addRule(t *testing.T, program, rule, comment string) (added bool) {
 func TestRemoveRules(t *testing.T) {
 	for _, backEnd := range backEnds(t) {
 		t.Run(strings.TrimPrefix(backEnd, "-"), func(t *testing.T) {
+			host := elsewhereNet(t)
 			inNetwork(t, func() error {
 				v4, v6 := "iptables"+backEnd, "ip6tables"+backEnd
 				bystanders := 0
@@ -143,7 +150,7 @@ func TestRemoveRules(t *testing.T) {
 					t.Error("that shows little")
 				}
 				for range 2 { // it can be repeated
-					if err := removeRules(t.Context(), comment); err != nil {
+					if err := host.removeRules(t.Context(), comment); err != nil {
 						t.Error(err)
 					}
 					after, err := allRules(v4, v6)
@@ -193,13 +200,29 @@ func subtract(a, b []string) (rest []string) {
 	return rest
 }
 
+// TestRulesOfAnotherNetwork: in a network of our own the rules of the host are not seen, and are there all the same.
+func TestRulesOfAnotherNetwork(t *testing.T) {
+	p, _ := begin(t, nil)
+	host := netHost{names: "/run/netns", locks: realDir(t), init: "/proc/" + itoa(p.PID)}
+	inNetwork(t, func() error {
+		if err := host.removeRules(t.Context(), comment); err == nil {
+			t.Error("no rules in another network are taken for no rules")
+		}
+		if err := host.remove(t.Context(), comment); err == nil {
+			t.Error("no veth in another network is taken for no veth")
+		}
+		return nil
+	})
+}
+
 func TestRemoveRulesWhereThereAreNone(t *testing.T) {
-	inNetwork(t, func() error { return removeRules(t.Context(), comment) })
+	host := elsewhereNet(t)
+	inNetwork(t, func() error { return host.removeRules(t.Context(), comment) })
 }
 
 // TestRulesOfARunnerThatLives: the rules of a pool belong to who has taken it over, whoever made them.
 func TestRulesOfARunnerThatLives(t *testing.T) {
-	host := netHost{locks: realDir(t)}
+	host := elsewhereNet(t)
 	n, err := parseNetns(comment)
 	ok(t, err)
 	file := filepath.Join(host.locks, n.lock())
@@ -248,6 +271,7 @@ func TestRemoveRulesOfTheHost(t *testing.T) {
 // TestRulesThatChangeMeanwhile: all of a table go or none. One that another removes first must not keep the rest.
 func TestRulesThatChangeMeanwhile(t *testing.T) {
 	const n = 40
+	host := elsewhereNet(t)
 	inNetwork(t, func() error {
 		for i := range n {
 			if _, err := iptables("iptables", "-A", "FORWARD", "-s", "192.0.2."+itoa(i+1), "-m", "comment", "--comment", comment, "-j", "ACCEPT"); err != nil {
@@ -255,8 +279,8 @@ func TestRulesThatChangeMeanwhile(t *testing.T) {
 			}
 		}
 		return errors.Join(elsewhereToo(
-			func() error { return removeRules(t.Context(), comment) },
-			func() error { return removeRules(t.Context(), comment) },
+			func() error { return host.removeRules(t.Context(), comment) },
+			func() error { return host.removeRules(t.Context(), comment) },
 		), func() error {
 			left, err := allRules("iptables")
 			if len(left) > 0 {

@@ -40,7 +40,12 @@ func lockLife(lockDir, base string) (life watch.Life, owner watch.Process, detai
 	if err := canonical(base); err != nil {
 		return unknown(fmt.Errorf("the lock of %s: %w", base, err))
 	}
-	if err := isFolder(lockDir); err != nil {
+	// It may well be on another disk, with a link to it.
+	lockDir, err := filepath.EvalSymlinks(lockDir)
+	if err == nil {
+		err = isFolder(lockDir)
+	}
+	if err != nil {
 		return unknown(fmt.Errorf("the folder of locks: %w", err))
 	}
 	sum := sha256.Sum256([]byte(base))

@@ -136,8 +136,10 @@ func TestLockLifeKeepsNothing(t *testing.T) {
 		}
 	}
 	l := lockBy(t, file, "--no-fork")
+	link := filepath.Join(realDir(t), "link")
+	ok(t, os.Symlink(locks, link))
 	for range 100 {
-		if life, _, detail := lockLife(locks, base); life != watch.Alive {
+		if life, _, detail := lockLife(link, base); life != watch.Alive {
 			t.Fatalf("lockLife = %v, %q", life, detail)
 		}
 	}

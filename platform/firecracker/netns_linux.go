@@ -46,6 +46,15 @@ func (h netHost) view() (folder string, err error) {
 	return h.init + "/root" + h.names, nil
 }
 
+// atHome makes sure that we are in the network of the host, where rules and veths are: in a unit with PrivateNetwork= there
+// would seem to be none. Where the host does not let that be compared it is taken for granted.
+func (h netHost) atHome() error {
+	if same, err := sameFile("/proc/thread-self/ns/net", h.init+"/ns/net"); err == nil && !same {
+		return errors.New("we are not in the network namespace of the host")
+	}
+	return nil
+}
+
 // removeNetns removes the network namespace of a microVM that has ended, and the veth that leads to it. If neither is there
 // that is success. The error wraps [watch.ErrInUse] if the pool that the namespace is of belongs to a runner that lives: then
 // it is for that runner to remove, or the name means a new one by now.
@@ -69,8 +78,11 @@ func (h netHost) remove(ctx context.Context, name string) error {
 	}
 	claims.Lock()
 	defer claims.Unlock()
-	if err := ctx.Err(); err != nil {
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if err := h.atHome(); err != nil {
+		return err
 	}
 	view, unsure := h.view()
 	switch there, err := n.exists(view); {
@@ -385,21 +397,35 @@ func (h netHost) removeName(name, view string, ns *os.File) error {
 		}
 		err = errors.New("the host still has it")
 	}
-	ended := make(chan error)
-	go func() {
-		// The thread is never given back: nothing else may run on it, and it ends with this goroutine.
-		runtime.LockOSThread()
-		err := enterMounts(h.init + "/ns/mnt")
-		if err == nil {
-			err = unname(h.names, name, ns)
+	hostErr := elsewhere(func() error {
+		if err := enterMounts(h.init + "/ns/mnt"); err != nil {
+			return err
 		}
-		ended <- err
-	}()
-	if hostErr := <-ended; hostErr != nil {
+		return unname(h.names, name, ns)
+	})
+	if hostErr != nil {
 		return fmt.Errorf("%w; in the mount namespace of the host: %w "+
 			"(that needs CAP_SYS_ADMIN, CAP_SYS_CHROOT and CAP_SYS_PTRACE, and of a unit that RestrictNamespaces= has mnt)", err, hostErr)
 	}
 	return nil
+}
+
+// elsewhere calls f on a thread of its own, which it may move into other namespaces: nothing else ever runs on it, and it ends
+// with f. The main thread could not end, and it is what /proc/self shows of us.
+func elsewhere(f func() error) error {
+	ended := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			ended <- f()
+			return
+		}
+		// While we have the main thread another goroutine has not.
+		err := elsewhere(f)
+		runtime.UnlockOSThread()
+		ended <- err
+	}()
+	return <-ended
 }
 
 // enterMounts moves the thread into another mount namespace. It must not share its root and working folder with other

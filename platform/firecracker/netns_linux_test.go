@@ -375,6 +375,30 @@ func TestNamesOfNamespaces(t *testing.T) {
 	}
 }
 
+// TestElsewhere: what a thread of its own does to itself never happens to us.
+func TestElsewhere(t *testing.T) {
+	needRoot(t)
+	before, err := os.Readlink("/proc/self/ns/net")
+	ok(t, err)
+	for range 100 {
+		var there string
+		ok(t, elsewhere(func() (err error) {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			there, err = os.Readlink("/proc/thread-self/ns/net")
+			return err
+		}))
+		for _, self := range []string{"self", "thread-self"} {
+			after, err := os.Readlink("/proc/" + self + "/ns/net")
+			ok(t, err)
+			if after != before || after == there {
+				t.Fatalf("we were in %s and are in %s of %s; elsewhere is %s", before, after, self, there)
+			}
+		}
+	}
+}
+
 // TestNetnsFromBehindMounts removes namespaces from a mount namespace such as a unit with mount sandboxing has. What plays the
 // host is a process with the mounts of the test.
 func TestNetnsFromBehindMounts(t *testing.T) {

@@ -78,7 +78,7 @@ func option(argv []string, name string) string {
 	}
 	for i := 1; i < len(argv) && argv[i] != "--"; i++ {
 		v, given := strings.CutPrefix(argv[i], name+"=")
-		if argv[i] == name && i+1 < len(argv) {
+		if argv[i] == name && i+1 < len(argv) && !strings.HasPrefix(argv[i+1], "--") {
 			i++
 			v, given = argv[i], true
 		}
@@ -104,12 +104,15 @@ func (h home) watchID() watch.ID {
 
 // workspaceAt reads the path of a workspace, or of something in one if deep.
 func workspaceAt(dir string, deep bool) (h home, ok bool) {
+	if path.Clean(dir) != dir || !path.IsAbs(dir) {
+		return home{}, false
+	}
 	if deep {
 		dir = path.Dir(dir)
 	}
 	above, id := path.Split(dir)
 	base, ok := strings.CutSuffix(above, "/"+workspaces+"/")
-	if !ok || base == "" || !path.IsAbs(dir) || path.Clean(dir) != dir || !idFormat.MatchString(id) {
+	if !ok || base == "" || !idFormat.MatchString(id) {
 		return home{}, false
 	}
 	return home{id: id, base: base, dir: dir}, true

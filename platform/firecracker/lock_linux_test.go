@@ -194,6 +194,40 @@ func TestLockLifeOfAnHeir(t *testing.T) {
 	}
 }
 
+// TestLockLifeOfAnHeirWithAParent: nor is it the taker's when that lives and has closed the file.
+func TestLockLifeOfAnHeirWithAParent(t *testing.T) {
+	locks, base := realDir(t), realDir(t)
+	file := lockFile(locks, base)
+	ok(t, os.WriteFile(file, []byte(base), 0o600))
+	cmd := exec.Command("python3", "-c", `import fcntl, os, sys
+f = os.open(sys.argv[1], os.O_RDWR)
+fcntl.flock(f, fcntl.LOCK_EX)
+child = os.fork()
+if child:
+    os.close(f)
+    print("locked", flush=True)
+sys.stdin.read()
+if child:
+    os.waitpid(child, 0)`, file)
+	in, err := cmd.StdinPipe()
+	ok(t, err)
+	out, err := cmd.StdoutPipe()
+	ok(t, err)
+	if err := cmd.Start(); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() {
+		_ = in.Close() // both end
+		_ = cmd.Wait()
+	})
+	_, err = out.Read(make([]byte, len("locked\n")))
+	ok(t, err)
+	life, owner, detail := lockLife(locks, base)
+	if life != watch.Alive || owner != (watch.Process{}) || detail == "" {
+		t.Errorf("lockLife = %v, %v, %q, want %v of nobody that is known", life, owner, detail, watch.Alive)
+	}
+}
+
 func TestLockLifeOfStrangeThings(t *testing.T) {
 	for name, prepare := range map[string]func(t *testing.T, locks, base string) (string, string){
 		"no folder of locks": func(t *testing.T, locks, base string) (string, string) {

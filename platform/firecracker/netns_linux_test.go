@@ -77,7 +77,8 @@ func bareNet(t *testing.T) *testNet {
 		if there, err := parsed.exists(host.names); err == nil && !there {
 			n := &testNet{t, host, parsed}
 			t.Cleanup(func() {
-				_ = exec.Command("ip", "netns", "delete", n.name).Run()
+				for unix.Unmount(n.file(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
+				}
 				_ = os.Remove(n.file())
 				_ = exec.Command("ip", "link", "delete", n.veth()).Run()
 			})
@@ -349,7 +350,6 @@ func TestNotANetns(t *testing.T) {
 			needInit(t)
 			n := bareNet(t)
 			ok(t, os.MkdirAll(n.host.names, 0o755))
-			t.Cleanup(func() { _ = unix.Unmount(n.file(), unix.MNT_DETACH) })
 			prepare(n)
 			file, link := n.there()
 			if err := n.remove(); err == nil || errors.Is(err, watch.ErrInUse) {

@@ -236,7 +236,12 @@ func (vm *microVM) inherit(before *microVM) {
 	for claim, seen := range before.known {
 		if claim.Kind == watch.AncestorClaim && claim.Program == vm.rule.Owner.Ancestor && seen.Life != watch.Unknown {
 			vm.sandbox.Terms = vm.rule.Terms(vm.home.claims(vm.rule, true)...)
-			vm.known = before.known
+		}
+	}
+	vm.known = map[watch.Claim]watch.OwnerSeen{}
+	for _, claim := range vm.sandbox.Terms.Owners {
+		if seen, ok := before.known[claim]; ok {
+			vm.known[claim] = seen
 		}
 	}
 	for _, leaf := range before.sandbox.Leaves {

@@ -9,7 +9,10 @@ package firecrackertest
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -150,6 +153,8 @@ type order struct {
 	Dir   string
 	Group bool
 	Exec  []string
+	Lock  string
+	Text  string
 	Exit  bool
 }
 
@@ -191,6 +196,29 @@ func (r *Runner) Zombie() { r.Signal(unix.SIGKILL) }
 func (r *Runner) Become(path string, argv ...string) {
 	r.site.tb.Helper()
 	r.order(order{Exec: append([]string{path}, argv...)})
+}
+
+// Lock has the runner lock its base folder, by a file in a folder of locks.
+func (r *Runner) Lock(locks string) {
+	r.site.tb.Helper()
+	sum := sha256.Sum256([]byte(r.site.Base))
+	r.order(order{Lock: filepath.Join(locks, "base-dir-"+hex.EncodeToString(sum[:])+".lock"), Text: r.site.Base})
+}
+
+// Record writes the record of a live instance for the runner, as it does itself when it starts.
+func (r *Runner) Record(file string) {
+	r.site.tb.Helper()
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	r.site.must(err)
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.PID))
+	r.site.must(err)
+	start, err := strconv.ParseUint(strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))[22-3], 10, 64)
+	r.site.must(err)
+	text, err := json.Marshal(map[string]any{
+		"boot_id": strings.TrimSpace(string(boot)), "pid": r.PID, "starttime": start, "euid": os.Geteuid(), "base_dir": r.site.Base,
+	})
+	r.site.must(err)
+	r.site.must(os.WriteFile(file, text, 0o600))
 }
 
 // A Chain is a way in which a runner starts a microVM.
@@ -317,6 +345,9 @@ func (s *Site) Lay(chain Chain, id string) *VM {
 	return vm
 }
 
+// Release lets go of the leash of a microVM: it ends by itself.
+func (vm *VM) Release() { _ = vm.leash.Close() }
+
 // release ends the process of a microVM, and waits until it is dead.
 func (s *Site) release(vm *VM) {
 	pidfd, err := -1, error(unix.ESRCH)
@@ -395,4 +426,15 @@ func (r *Runner) StartAgain(vm *VM) int {
 	r.order(order{Argv: []string{filepath.Join(r.site.Bin, "firecracker"), "--api-sock", filepath.Join(vm.Sockets, "second.sock")}, Dir: vm.Workspace, Group: true})
 	second.PID = r.site.ready(vm)
 	return second.PID
+}
+
+// StartIn starts a process in another folder than that of a microVM, on the leash of that, and returns its PID. The folder needs
+// what is in the workspace.
+func (r *Runner) StartIn(dir string, vm *VM, args ...string) int {
+	r.site.tb.Helper()
+	other := *vm
+	r.site.tb.Cleanup(func() { r.site.release(&other) })
+	r.order(order{Argv: append([]string{filepath.Join(r.site.Bin, "firecracker")}, args...), Dir: dir, Group: true})
+	other.PID = r.site.ready(vm)
+	return other.PID
 }

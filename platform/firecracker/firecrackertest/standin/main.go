@@ -97,7 +97,25 @@ type order struct {
 	Dir   string   // in this folder
 	Group bool     // in a process group of its own
 	Exec  []string // become this: a path and its argv
+	Lock  string   // lock this file, for as long as the runner lives
+	Text  string   // and write this into it
 	Exit  bool
+}
+
+// locks keeps the files that a runner has locked from being closed.
+var locks []*os.File
+
+func lock(o order) error {
+	file, err := os.OpenFile(o.Lock, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	locks = append(locks, file)
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return err
+	}
+	_, err = file.WriteString(o.Text)
+	return err
 }
 
 // runner starts what it is told to, and ends with its input. It waits for its children, as runners do.
@@ -130,6 +148,8 @@ func runner() error {
 			err = syscall.Exec(o.Exec[0], o.Exec[1:], os.Environ())
 		case len(o.Argv) > 0:
 			err = start(o)
+		case o.Lock != "":
+			err = lock(o)
 		}
 		if err := answer(err); err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"watcher/watch"
@@ -55,8 +56,6 @@ func (h netHost) removeRules(ctx context.Context, comment string) error {
 		return err
 	}
 	if n, err := parseNetns(comment); err == nil {
-		claims.Lock()
-		defer claims.Unlock()
 		release, err := claimPool(filepath.Join(h.locks, n.lock()))
 		if errors.Is(err, watch.ErrInUse) {
 			return nil
@@ -66,12 +65,65 @@ func (h netHost) removeRules(ctx context.Context, comment string) error {
 		}
 		defer release()
 	}
+	sweepsMu.Lock()
+	sweep, first := nextSweep, nextSweep == nil
+	if first {
+		sweep = &ruleSweep{ended: make(chan struct{})}
+		nextSweep = sweep
+	}
+	sweep.comments = append(sweep.comments, comment)
+	sweepsMu.Unlock()
+	if first {
+		sweep.run(ctx)
+	}
+	// Not even an end of ctx ends this: until then the pool must stay ours.
+	<-sweep.ended
+	if len(sweep.comments) == 1 || sweep.err == nil {
+		return sweep.err
+	}
+	// It may be the rules of another that cannot be removed.
+	oneSweep.Lock()
+	defer oneSweep.Unlock()
+	return sweepRules(ctx, comment)
+}
+
+// A ruleSweep removes rules of several comments at once: to change a table costs far more than to change it a little more,
+// and what an owner leaves when it dies is often the rules of many microVMs. Whoever comes while another sweep is under way
+// joins the next one.
+type ruleSweep struct {
+	comments []string // not changed once the sweep is no more the next
+	ended    chan struct{}
+	err      error // when it has ended
+}
+
+var (
+	oneSweep  sync.Mutex // has who sweeps
+	sweepsMu  sync.Mutex
+	nextSweep *ruleSweep
+)
+
+// run is called by who was the first to want the sweep. The others do not depend on how long that one waits.
+func (s *ruleSweep) run(ctx context.Context) {
+	oneSweep.Lock()
+	defer oneSweep.Unlock()
+	defer close(s.ended)
+	sweepsMu.Lock()
+	nextSweep = nil
+	sweepsMu.Unlock()
+	if len(s.comments) > 1 {
+		ctx = context.WithoutCancel(ctx)
+	}
+	s.err = sweepRules(ctx, s.comments...)
+}
+
+// sweepRules removes the rules of comments from every filter. What cannot be done to one is done to the others all the same.
+func sweepRules(ctx context.Context, comments ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, rulesPatience)
 	defer cancel()
 	filters, err := filtersIn(sbin)
-	errs := []error{err} // what there is can still be cleaned up
+	errs := []error{err}
 	for _, f := range filters {
-		errs = append(errs, f.remove(ctx, comment))
+		errs = append(errs, f.remove(ctx, comments...))
 	}
 	return errors.Join(errs...)
 }
@@ -129,7 +181,7 @@ func hasIPv6() bool {
 
 // remove removes the rules of one filter. All of a table go at once or none. If one of them has been removed by another since
 // they were read then none goes, and what is left is read again.
-func (f filter) remove(ctx context.Context, comment string) error {
+func (f filter) remove(ctx context.Context, comments ...string) error {
 	const tries = 5
 	var restoreErr error
 	for range tries {
@@ -137,7 +189,7 @@ func (f filter) remove(ctx context.Context, comment string) error {
 		if err != nil {
 			return errors.Join(err, restoreErr)
 		}
-		changes, err := deletions(saved, comment)
+		changes, err := deletions(saved, comments...)
 		switch {
 		case err != nil:
 			return fmt.Errorf("%s: %w", f.save(), err)
@@ -174,9 +226,9 @@ func run(ctx context.Context, program string, input []byte, args ...string) ([]b
 
 var errRules = errors.New("these are not saved rules")
 
-// deletions turns saved rules into what removes those that bear a comment, table by table; nothing if none does. It is made
+// deletions turns saved rules into what removes those that bear one of some comments, table by table; nothing if none does. It is made
 // of the rules as they were saved, so that they are read back as what they were written as.
-func deletions(saved []byte, comment string) ([]byte, error) {
+func deletions(saved []byte, comments ...string) ([]byte, error) {
 	var changes bytes.Buffer
 	table, some := "", false
 	for len(saved) > 0 {
@@ -198,7 +250,7 @@ func deletions(saved []byte, comment string) ([]byte, error) {
 			table = ""
 		case words[0] != "-A":
 			return nil, fmt.Errorf("%w: %q", errRules, line)
-		case bears(words, comment):
+		case bears(words, comments):
 			if !some {
 				some = true
 				changes.WriteString("*" + table + "\n")
@@ -212,11 +264,11 @@ func deletions(saved []byte, comment string) ([]byte, error) {
 	return changes.Bytes(), nil
 }
 
-// bears reports whether a rule has a comment.
-func bears(words []string, comment string) bool {
-	match := []string{"-m", "comment", "--comment", comment}
+// bears reports whether a rule has one of some comments.
+func bears(words, comments []string) bool {
+	match := []string{"-m", "comment", "--comment"}
 	for i := range words {
-		if i+len(match) <= len(words) && slices.Equal(words[i:i+len(match)], match) {
+		if end := i + len(match); end < len(words) && slices.Equal(words[i:end], match) && slices.Contains(comments, words[end]) {
 			return true
 		}
 	}

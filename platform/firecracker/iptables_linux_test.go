@@ -3,6 +3,7 @@ package firecracker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -291,6 +292,76 @@ func TestRulesThatChangeMeanwhile(t *testing.T) {
 	})
 }
 
+// TestSweepOfMany: the rules of several microVMs go at once, and no other's.
+func TestSweepOfMany(t *testing.T) {
+	const n = 12
+	host := elsewhereNet(t)
+	name := func(i int) string { return "vm0-ns-0d-" + fmt.Sprintf("%02x", i) }
+	inNetwork(t, func() error {
+		var all []func() error
+		for i := range n + 1 {
+			if _, err := iptables("iptables", "-A", "FORWARD", "-m", "comment", "--comment", name(i), "-j", "ACCEPT"); err != nil {
+				return err
+			}
+			if i < n {
+				all = append(all, func() error { return host.removeRules(t.Context(), name(i)) })
+			}
+		}
+		err := elsewhereToo(all...)
+		there, allErr := allRules("iptables")
+		if len(there) != 1 || !strings.Contains(there[0], name(n)) {
+			t.Errorf("there are %q, want the rule of %s alone", there, name(n))
+		}
+		return errors.Join(err, allErr)
+	})
+}
+
+// TestSweepWithOneThatFails: the rule of one that cannot be removed does not keep the others'.
+func TestSweepWithOneThatFails(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"iptables-save":     "cat " + dir + "/rules",
+		"iptables-restore":  `case "$(cat)" in *"comment stays"*) echo no >&2; exit 1;; esac; grep -v 'comment goes' ` + dir + "/rules >" + dir + "/new; mv " + dir + "/new " + dir + "/rules",
+		"ip6tables-save":    "",
+		"ip6tables-restore": "",
+	} {
+		ok(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text), 0o755))
+	}
+	ok(t, os.WriteFile(filepath.Join(dir, "rules"), []byte("*filter\n-A F -m comment --comment goes\n-A F -m comment --comment stays\nCOMMIT\n"), 0o600))
+	before := sbin
+	sbin = []string{dir, "/usr/bin", "/bin"}
+	defer func() { sbin = before }()
+
+	host := elsewhereNet(t)
+	type end struct {
+		comment string
+		err     error
+	}
+	ended := make(chan end)
+	oneSweep.Lock() // so that they meet
+	for _, comment := range []string{"goes", "stays"} {
+		go func() { ended <- end{comment, host.removeRules(t.Context(), comment)} }()
+	}
+	deadline := time.Now().Add(patience)
+	beat := time.NewTicker(time.Millisecond)
+	defer beat.Stop()
+	for met := false; !met; <-beat.C {
+		sweepsMu.Lock()
+		met = nextSweep != nil && len(nextSweep.comments) == 2
+		sweepsMu.Unlock()
+		if time.Now().After(deadline) {
+			t.Error("they do not meet")
+			break
+		}
+	}
+	oneSweep.Unlock()
+	for range 2 {
+		if e := <-ended; (e.err == nil) != (e.comment == "goes") {
+			t.Errorf("of %s: %v", e.comment, e.err)
+		}
+	}
+}
+
 // elsewhereToo calls functions at once, each on a thread in the network of the caller's.
 func elsewhereToo(all ...func() error) error {
 	here, err := os.Open("/proc/thread-self/ns/net")
@@ -436,7 +507,7 @@ func FuzzRules(f *testing.F) {
 				open = true
 			case string(line) == "COMMIT" && open:
 				open = false
-			case open && words[0] == "-D" && bears(words, "c") && strings.Contains(saved, "-A"+string(line[2:])):
+			case open && words[0] == "-D" && bears(words, []string{"c"}) && strings.Contains(saved, "-A"+string(line[2:])):
 			default:
 				t.Fatalf("%q becomes %q, with %q", saved, changes, line)
 			}

@@ -68,16 +68,11 @@ func removeNetns(ctx context.Context, name string) error {
 	return nil
 }
 
-// claims lets one removal happen at a time: two of one pool would take each other for its owner.
-var claims sync.Mutex
-
 func (h netHost) remove(ctx context.Context, name string) error {
 	n, err := parseNetns(name)
 	if err != nil {
 		return err
 	}
-	claims.Lock()
-	defer claims.Unlock()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -157,14 +152,53 @@ func (n netns) exists(view string) (bool, error) {
 	return false, nil
 }
 
+// claims are the locks of pools that we have, by file, with how many removals want each: two of one pool would otherwise take
+// each other for its owner.
+var claims = struct {
+	sync.Mutex
+	held map[string]*claim
+}{held: map[string]*claim{}}
+
+type claim struct {
+	file  *os.File
+	users int
+}
+
 // claimPool takes the lock of a pool. If there is no such file then nobody has it, and none is made: a runner of another user
 // would refuse one that is not its own.
 func claimPool(file string) (release func(), err error) {
+	claims.Lock()
+	defer claims.Unlock()
+	c := claims.held[file]
+	if c == nil {
+		f, err := lockPool(file)
+		if f == nil {
+			return func() {}, err
+		}
+		c = &claim{file: f}
+		claims.held[file] = c
+	}
+	c.users++
+	return func() {
+		claims.Lock()
+		defer claims.Unlock()
+		if c.users--; c.users > 0 {
+			return
+		}
+		delete(claims.held, file)
+		// Unlocked, and not only closed: a child that is just being started may have the file open as well.
+		_ = unix.Flock(int(c.file.Fd()), unix.LOCK_UN)
+		_ = c.file.Close()
+	}, nil
+}
+
+// lockPool locks the file of a pool. It is nil if there is none.
+func lockPool(file string) (*os.File, error) {
 	const tries = 3 // whoever removes the file while we take its lock has no use for it any more
 	for range tries {
 		fd, err := unix.Open(file, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 		if errors.Is(err, unix.ENOENT) {
-			return func() {}, nil
+			return nil, nil
 		}
 		if err != nil {
 			return nil, &fs.PathError{Op: "open", Path: file, Err: err}
@@ -172,17 +206,13 @@ func claimPool(file string) (release func(), err error) {
 		f := os.NewFile(uintptr(fd), file)
 		current, err := lockCurrent(f)
 		if err == nil && current {
-			return func() {
-				// Unlocked, and not only closed: a child that is just being started may have the file open as well.
-				_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
-				_ = f.Close()
-			}, nil
+			return f, nil
 		}
 		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		switch {
+		case errors.Is(err, unix.EWOULDBLOCK):
 			return nil, claimed(file)
-		}
-		if err != nil {
+		case err != nil:
 			return nil, fmt.Errorf("lock %s: %w", file, err)
 		}
 	}

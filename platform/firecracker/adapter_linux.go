@@ -140,8 +140,9 @@ func (l *listing) publish() []watch.Event {
 	found := l.merge()
 	m.mu.Unlock()
 	var owners []watch.Event
+	look := newLook()
 	for _, vm := range found {
-		owners = append(owners, m.lookForOwners(vm)...)
+		owners = append(owners, m.lookForOwners(look, vm)...)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -388,7 +389,7 @@ func (m *MicroVMs) meet(ctx context.Context, pid int) error {
 	case err != nil || s == nil:
 		return err
 	}
-	if err := l.roots(ctx); err != nil {
+	if err := l.rootsFor(ctx, s); err != nil {
 		return errors.Join(err, s.Close())
 	}
 	rule, h, ok := l.identify(s)
@@ -410,7 +411,7 @@ func (m *MicroVMs) meet(ctx context.Context, pid int) error {
 	}
 	m.put(vm)
 	m.mu.Unlock()
-	seen := m.lookForOwners(vm)
+	seen := m.lookForOwners(newLook(), vm)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !vm.dead {
@@ -463,7 +464,7 @@ func (m *MicroVMs) stop(s watch.Sandbox, sig unix.Signal) error {
 // signal signals a process that was looked at just now.
 func (m *MicroVMs) signal(s watch.Sandbox, now *process.Sight, sig unix.Signal) error {
 	l := &listing{m: m, rules: m.rules.Load()}
-	if err := l.roots(context.Background()); err != nil {
+	if err := l.rootsFor(context.Background(), now); err != nil {
 		return err
 	}
 	switch rule, h, ok := l.identify(now); {
@@ -472,9 +473,12 @@ func (m *MicroVMs) signal(s watch.Sandbox, now *process.Sight, sig unix.Signal) 
 	case rule.Name != s.Terms.Rule:
 		return fmt.Errorf("rule %q names it now, and not %q", rule.Name, s.Terms.Rule)
 	}
-	above, _ := now.Ancestors(func(process.Ancestor) bool { return false })
+	above := sync.OnceValue(func() []process.Ancestor {
+		all, _ := now.Ancestors(func(process.Ancestor) bool { return false })
+		return all
+	})
 	return now.SignalGroup(sig, func(member *process.Sight) bool {
-		if slices.ContainsFunc(above, func(a process.Ancestor) bool { return a.Process == member.Process() }) {
+		if slices.ContainsFunc(above(), func(a process.Ancestor) bool { return a.Process == member.Process() }) {
 			return !l.rules.runs(member.Exe, member.Argv) && l.rules.concerns(member.Exe, member.Argv)
 		}
 		return descends(member, now)

@@ -13,13 +13,47 @@ import (
 	"watcher/watch"
 )
 
+// A look is one look for owners, of many microVMs. What it finds out about a base folder it finds out once.
+type look struct {
+	asked time.Time
+	bases map[baseQuestion]baseAnswer
+}
+
+type baseQuestion struct {
+	claim watch.Claim
+	base  string
+}
+
+type baseAnswer struct {
+	life   watch.Life
+	owner  watch.Process
+	detail string
+}
+
+func newLook() *look { return &look{time.Now(), map[baseQuestion]baseAnswer{}} }
+
+// ask says what became of the owner of a base folder.
+func (l *look) ask(host *process.Host, claim watch.Claim, base string) (watch.Life, watch.Process, string) {
+	q := baseQuestion{claim, base}
+	a, ok := l.bases[q]
+	if !ok {
+		if claim.Kind == watch.LockClaim {
+			a.life, a.owner, a.detail = lockLife(claim.File, base)
+		} else {
+			a.life, a.owner, a.detail = recordLife(claim.File, base, host)
+		}
+		l.bases[q] = a
+	}
+	return a.life, a.owner, a.detail
+}
+
 // lookForOwners looks for the owners of a microVM, each as its claim demands, and says what became of them.
-func (m *MicroVMs) lookForOwners(vm *microVM) (events []watch.Event) {
+func (m *MicroVMs) lookForOwners(l *look, vm *microVM) (events []watch.Event) {
 	for _, claim := range vm.sandbox.Terms.Owners {
 		if !claim.Kind.Sought() {
 			continue
 		}
-		if seen, ok := m.lookForOwner(vm, claim); ok {
+		if seen, ok := m.lookForOwner(l, vm, claim); ok {
 			events = append(events, seen)
 		}
 	}
@@ -27,8 +61,8 @@ func (m *MicroVMs) lookForOwners(vm *microVM) (events []watch.Event) {
 }
 
 // lookForOwner looks for one. There is nothing to say if the microVM itself has died meanwhile.
-func (m *MicroVMs) lookForOwner(vm *microVM, claim watch.Claim) (watch.OwnerSeen, bool) {
-	seen := watch.OwnerSeen{ID: vm.sandbox.ID, Claim: claim, Asked: time.Now()}
+func (m *MicroVMs) lookForOwner(l *look, vm *microVM, claim watch.Claim) (watch.OwnerSeen, bool) {
+	seen := watch.OwnerSeen{ID: vm.sandbox.ID, Claim: claim, Asked: l.asked}
 	m.mu.Lock()
 	before := vm.known[claim]
 	m.mu.Unlock()
@@ -37,12 +71,8 @@ func (m *MicroVMs) lookForOwner(vm *microVM, claim watch.Claim) (watch.OwnerSeen
 		if !m.ancestor(vm, before, &seen) {
 			return seen, false
 		}
-	case watch.LockClaim:
-		m.inEachBase(vm, &seen, func(base string) (watch.Life, watch.Process, string) { return lockLife(claim.File, base) })
-	case watch.RecordClaim:
-		m.inEachBase(vm, &seen, func(base string) (watch.Life, watch.Process, string) {
-			return recordLife(claim.File, base, m.host)
-		})
+	default:
+		m.inEachBase(l, vm, &seen)
 	}
 	if seen.Life == watch.Exited && before.Owner.PID != 0 {
 		// Whoever was seen to own it is the one that is missed now.
@@ -120,7 +150,7 @@ func endedWith(before watch.OwnerSeen, seen *watch.OwnerSeen) bool {
 
 // inEachBase asks for the owner by a base folder; of sockets without a workspace it is not known which one it is, and the owner
 // of any keeps them.
-func (m *MicroVMs) inEachBase(vm *microVM, seen *watch.OwnerSeen, ask func(base string) (watch.Life, watch.Process, string)) {
+func (m *MicroVMs) inEachBase(l *look, vm *microVM, seen *watch.OwnerSeen) {
 	bases := []string{vm.home.base}
 	if vm.home.dir == "" {
 		var globs []string
@@ -139,7 +169,7 @@ func (m *MicroVMs) inEachBase(vm *microVM, seen *watch.OwnerSeen, ask func(base 
 	}
 	seen.Life = watch.Exited
 	for _, base := range bases {
-		life, owner, detail := ask(base)
+		life, owner, detail := l.ask(m.host, seen.Claim, base)
 		seen.Life, seen.Owner, seen.Detail = worse(seen.Life, seen.Owner, seen.Detail, life, owner, detail)
 	}
 	if seen.Life != watch.Unknown {
@@ -227,8 +257,9 @@ func (m *MicroVMs) ownerDied(p watch.Process, at time.Time) {
 	}
 	m.mu.Unlock()
 	var events []watch.Event
+	l := newLook()
 	for _, o := range orphans {
-		if seen, ok := m.lookForOwner(o.vm, o.claim); ok {
+		if seen, ok := m.lookForOwner(l, o.vm, o.claim); ok {
 			events = append(events, seen)
 		}
 	}

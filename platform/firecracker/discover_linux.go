@@ -77,6 +77,14 @@ func (l *listing) roots(ctx context.Context) error {
 	return nil
 }
 
+// rootsFor finds the jails if a process may be in one.
+func (l *listing) rootsFor(ctx context.Context, s *process.Sight) error {
+	if root, err := fileAt("/"); err == nil && root == s.Root {
+		return nil
+	}
+	return l.roots(ctx)
+}
+
 // fileAt says what has a path, without asking the file system that it is on.
 func fileAt(file string) (process.File, error) {
 	var st unix.Statx_t

@@ -16,6 +16,7 @@ import (
 // A look is one look around in /proc, by one goroutine.
 type look struct {
 	proc *os.File
+	real bool   // it is a proc file system, in which nothing leads elsewhere
 	exe  []byte // room for the name of an executable
 	data []byte // room for the content of a file
 }
@@ -25,7 +26,12 @@ func (h *Host) look() (*look, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &look{proc: proc, exe: make([]byte, unix.PathMax), data: make([]byte, 4096)}, nil
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(proc.Fd()), &st); err != nil {
+		return nil, errors.Join(fmt.Errorf("statfs %s: %w", h.root, err), proc.Close())
+	}
+	real := st.Type == unix.PROC_SUPER_MAGIC
+	return &look{proc: proc, real: real, exe: make([]byte, unix.PathMax), data: make([]byte, 4096)}, nil
 }
 
 // Nobody can act on an error of closing what was only read.
@@ -56,7 +62,16 @@ type subject struct {
 
 // open opens the folder of the process that has the PID now. The error is [ErrGone] if there is none.
 func (l *look) open(pid int) (*subject, error) {
-	dir, err := unix.Openat(int(l.proc.Fd()), strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC
+	how := &unix.OpenHow{Flags: flags}
+	if l.real {
+		// What is mounted over it would hide the process, which would seem to be gone (openat2(2), Linux 5.6).
+		how.Resolve = unix.RESOLVE_NO_XDEV
+	}
+	dir, err := unix.Openat2(int(l.proc.Fd()), strconv.Itoa(pid), how)
+	if errors.Is(err, unix.ENOSYS) {
+		dir, err = unix.Openat(int(l.proc.Fd()), strconv.Itoa(pid), flags, 0)
+	}
 	switch {
 	case gone(err):
 		return nil, ErrGone

@@ -94,14 +94,6 @@ func (n *testNet) lockFile() string { return filepath.Join(n.host.locks, n.lock(
 
 func (n *testNet) remove() error { return n.host.remove(n.t.Context(), n.name) }
 
-// inode is what the namespace behind the name is.
-func (n *testNet) inode() uint64 {
-	n.t.Helper()
-	var st unix.Stat_t
-	ok(n.t, unix.Stat(n.file(), &st))
-	return st.Ino
-}
-
 func (n *testNet) there() (name, link bool) {
 	n.t.Helper()
 	_, err := os.Lstat(n.file())

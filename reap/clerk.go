@@ -176,7 +176,7 @@ func (l *Loop) remove(ctx context.Context, s watch.Sandbox) error {
 			return errDropped
 		}
 	}
-	err := l.Platforms[s.ID.Kind].Remove(ctx, s, nil)
+	err := l.Platforms[s.ID.Kind].Remove(ctx, s, l.teller(s.ID))
 	l.boundary(BoundaryRemoved)
 	return err
 }
@@ -208,6 +208,10 @@ func (l *Loop) resume() error {
 		}
 	}
 	for _, c := range cases {
+		if l.Order != nil {
+			l.stow(c)
+			continue
+		}
 		switch _, dropped := l.dropped[c.Sandbox()]; {
 		case l.Platforms[c.Kind] == nil:
 			continue // of a kind that is not served now; it waits for one who serves it
@@ -217,13 +221,18 @@ func (l *Loop) resume() error {
 			l.finish(c.Sandbox())
 			continue
 		}
-		l.open[c.Sandbox()] = &c
-		l.Picture.Apply(c.resumed())
-		if e := l.Picture.Entry(c.Sandbox()); e != nil {
-			l.Log.Info("takes up what was begun", l.about(e, watch.KeyReason, string(c.Reason), watch.KeyAttempt, c.Attempts+1)...)
-		}
+		l.takeUp(c)
 	}
 	return nil
+}
+
+// takeUp goes on with a reap that is on record.
+func (l *Loop) takeUp(c Case) {
+	l.open[c.Sandbox()] = &c
+	l.Picture.Apply(c.resumed())
+	if e := l.Picture.Entry(c.Sandbox()); e != nil {
+		l.Log.Info("takes up what was begun", l.about(e, watch.KeyReason, string(c.Reason), watch.KeyAttempt, c.Attempts+1)...)
+	}
 }
 
 // resumed is the event that brings a recorded case back into the picture.
@@ -260,7 +269,7 @@ func newCase(e *watch.Entry, step Step, now time.Time) *Case {
 	if e.ID.Kind.VanishesWithInit() {
 		c.Init = e.Init
 	}
-	if step.Do < watch.Record {
+	if step.Do < watch.Record || step.Reason == Operator && stoppable(e) {
 		c.Steps = append(c.Steps, CaseStep{Step: watch.Kill.String()})
 	}
 	c.Steps = append(c.Steps, CaseStep{Step: watch.Remove.String()})

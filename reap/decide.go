@@ -163,9 +163,10 @@ func (pol Policy) stepAfter(e *watch.Entry) (do watch.Step, at time.Time) {
 	case pr.InFlight:
 		return watch.NoStep, time.Time{}
 	}
-	// A frozen process does not act on a signal until it is thawed (cgroup v1 freezer, cgroups(7)), and one that is
-	// not held cannot be signalled without naming it by its number: both are for the system to end.
-	stoppable := e.State.Runs() && e.State != watch.Paused && e.Init.PID != 0
+	if pr.Step != watch.Remove && (!e.Ordered.IsZero() || Reason(pr.Reason) == Operator) {
+		return orderedStep(e)
+	}
+	stoppable := stoppable(e)
 	switch pr.Step {
 	case watch.NoStep:
 		switch {
@@ -194,19 +195,50 @@ func (pol Policy) stepAfter(e *watch.Entry) (do watch.Step, at time.Time) {
 	case watch.Kill:
 		return watch.Record, time.Time{}
 	case watch.Record:
-		// Whether it could be recorded or not: a full disk must not keep an orphan alive.
-		restarted := !pr.Stopped.IsZero() && (e.State == watch.Restarting || e.Init.PID != 0)
-		if !e.State.Runs() || pr.SignalAt.IsZero() || restarted {
-			return watch.Remove, time.Time{}
-		}
-		stopped := pr.SignalAt
-		if pr.Stopped.After(stopped) {
-			stopped = pr.Stopped
-		}
-		return watch.Remove, stopped.Add(dieWait)
+		return removal(e)
 	default:
 		return watch.Remove, pr.StepAt.Add(pol.delay(e.ID, pr.Attempts))
 	}
+}
+
+// orderedStep is the next step of a reap that an operator ordered. His word is nowhere but in the record, so that comes first.
+func orderedStep(e *watch.Entry) (do watch.Step, at time.Time) {
+	pr := &e.Progress
+	switch {
+	case pr.Step == watch.NoStep:
+		return watch.Record, time.Time{}
+	case pr.Step == watch.Record && stoppable(e) && pr.SignalAt.IsZero() && pr.Stopped.IsZero():
+		return firstSignal(e), time.Time{}
+	case pr.Step == watch.Terminate && pr.Err == nil && e.State.Runs() && pr.Stopped.IsZero():
+		if !stoppable(e) {
+			return watch.Remove, pr.StepAt.Add(e.Terms.StopTimeout)
+		}
+		return watch.Kill, pr.StepAt.Add(e.Terms.StopTimeout)
+	default:
+		return removal(e)
+	}
+}
+
+// removal says when what was signalled and recorded is removed. Whether it could be recorded or not: a full disk must not
+// keep an orphan alive.
+func removal(e *watch.Entry) (do watch.Step, at time.Time) {
+	pr := &e.Progress
+	restarted := !pr.Stopped.IsZero() && (e.State == watch.Restarting || e.Init.PID != 0)
+	if !e.State.Runs() || pr.SignalAt.IsZero() || restarted {
+		return watch.Remove, time.Time{}
+	}
+	stopped := pr.SignalAt
+	if pr.Stopped.After(stopped) {
+		stopped = pr.Stopped
+	}
+	return watch.Remove, stopped.Add(dieWait)
+}
+
+// stoppable reports whether the first process of a sandbox can be signalled. A frozen one does not act on a signal until it is
+// thawed (cgroup v1 freezer, cgroups(7)), and one that is not held cannot be signalled without naming it by its number: both
+// are for the system to end.
+func stoppable(e *watch.Entry) bool {
+	return e.State.Runs() && e.State != watch.Paused && e.Init.PID != 0
 }
 
 // firstSignal is the step that ends a sandbox's code, or begins to.

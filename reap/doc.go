@@ -20,7 +20,8 @@
 //	R7  What is to be reaped by inference, more than a burst at a time, is looked at twice, by a fresh scan, first. What
 //	    an owner's own evidence condemns is never set back.
 //	R8  Before the first step that destroys evidence, the reap is recorded durably, unless the disk refuses; its record
-//	    goes when the sandbox is gone. What is on record is taken up at the start, before anything else. What
+//	    goes when the sandbox is gone. The word of an operator is such evidence, so his order is on record before its first
+//	    step. What is on record is taken up at the start, before anything else. What
 //	    owners left in the file system may be evidence, too: where a rule asks for a socket, it goes after the containers of
 //	    the rule of which no living owner is known.
 package reap

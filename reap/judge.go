@@ -54,6 +54,7 @@ const (
 	NoPossibleOwner    Reason = "no-possible-owner"
 	Expired            Reason = "expired"
 	StaleState         Reason = "stale-state"
+	Operator           Reason = "operator"
 )
 
 // A Judgement is the verdict on one sandbox at one moment.
@@ -131,7 +132,9 @@ func ownerContainer(e *watch.Entry) *watch.Owner {
 
 func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Judgement {
 	t := &e.Terms
+	ordered := !e.Ordered.IsZero()
 	switch {
+	case ordered:
 	case t.Fault != "":
 		return Judgement{Reason: BadLabel, Detail: t.Fault}
 	case t.Keep:
@@ -143,6 +146,9 @@ func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Ju
 	if j.Verdict != Reap {
 		j = pol.judgeAge(e, j, now)
 	}
+	if ordered {
+		j = Judgement{Verdict: Reap, Reason: Operator, Owner: j.Owner, Detail: "an operator ordered it"}
+	}
 	if j.Verdict != Reap {
 		return j
 	}
@@ -151,6 +157,7 @@ func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Ju
 		return Judgement{Reason: InUse, Owner: j.Owner, Detail: "a container refers to it, or somebody uses it; else it would go, because " + string(j.Reason)}
 	case e.ID.Kind == watch.File && pol.mayTell(p, e, now):
 		return Judgement{Reason: InUse, Owner: j.Owner, Detail: "it may tell who owns a container of its rule that is kept; else it would go, because " + string(j.Reason)}
+	case ordered:
 	case len(t.States) > 0 && !slices.Contains(t.States, e.State):
 		return Judgement{Reason: NotOwned, Owner: j.Owner, Detail: fmt.Sprintf("its rule is only about those that are %s, and it is %s; else it would go, because %s", words(t.States), e.State, j.Reason)}
 	}

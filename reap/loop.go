@@ -74,6 +74,12 @@ type Config struct {
 	Pulse    time.Duration    // if not 0: make a pass at least this often, for a watchdog that Each feeds
 	Reported func(e Reported) // optional: told the end of every reap
 	Boundary func(Boundary)   // optional: called at each boundary, from any goroutine
+
+	// Order is asked, once a full scan has been carried through, which sandboxes an operator wants to have reaped. With it
+	// nothing else is begun.
+	Order func(*watch.Picture) []watch.ID
+	// Told is told the result of each step, and of each part of a removal, from any goroutine. Optional.
+	Told func(id watch.ID, what string, err error)
 }
 
 // Status counts what the loop has before it.
@@ -108,14 +114,17 @@ type Loop struct {
 	status    Status
 	lost      map[string]bool // sources that have lost events and not come back
 	unshared  map[watch.Kind]bool
-	ended     bool            // a scan has ended since the start, and no further one is due
-	again     bool            // a further one is due: something must be looked at a second time
-	scans     int             // that have ended
-	alarmed   map[string]bool // rules of which there are more sandboxes than there should be
-	undurable bool            // the docket could not be written
-	scanning  bool            // a scan is under way,
-	missed    error           // and could not list this
-	unseen    error           // what the latest scan that has ended could not list
+	ended     bool              // a scan has ended since the start, and no further one is due
+	again     bool              // a further one is due: something must be looked at a second time
+	scans     int               // that have ended
+	stowed    map[watch.ID]Case // on record, of which nothing is to be done unless an operator orders it
+	ordered   map[watch.ID]bool // orders that are outstanding; nil: none were given yet
+	orders    *mailbox[Case]    // found on record, which another process left there
+	alarmed   map[string]bool   // rules of which there are more sandboxes than there should be
+	undurable bool              // the docket could not be written
+	scanning  bool              // a scan is under way,
+	missed    error             // and could not list this
+	unseen    error             // what the latest scan that has ended could not list
 }
 
 // NewLoop returns a loop that has not run yet.
@@ -129,6 +138,8 @@ func NewLoop(c Config) *Loop {
 		lost:     map[string]bool{},
 		unshared: map[watch.Kind]bool{},
 		alarmed:  map[string]bool{},
+		stowed:   map[watch.ID]Case{},
+		orders:   newMailbox[Case](),
 	}
 }
 
@@ -164,8 +175,10 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.fold(ev)
 		}
 		l.resolve()
+		l.takeOrders()
 		l.Picture.Apply(watch.TimePassed{At: now})
 		l.carryOut(work, l.Policy.Decide(l.Picture, now), closing != nil)
+		l.lookOnceMore()
 		if l.Each != nil {
 			l.Each(l.Status())
 		}
@@ -225,7 +238,8 @@ func (l *Loop) busy() bool {
 		if e == nil {
 			continue
 		}
-		if do, _ := l.Policy.nextStep(l.Picture, e); e.Progress.InFlight || e.Progress.Attempts == 0 && do != watch.NoStep {
+		first := e.Progress.Attempts == 0 || l.ordered[id]
+		if do, _ := l.Policy.nextStep(l.Picture, e); e.Progress.InFlight || first && do != watch.NoStep {
 			return true
 		}
 	}
@@ -250,6 +264,7 @@ func (l *Loop) fold(ev watch.Event) {
 			l.again, l.ended = false, false
 		}
 		l.Owners.Check()
+		l.seekOrders()
 		l.scanning, l.missed = true, nil
 	case watch.ScanEnded:
 		l.tellScan(ev)
@@ -281,6 +296,7 @@ func (l *Loop) fold(ev watch.Event) {
 		l.namespace(ev)
 	case watch.RecordKept:
 		l.filed(ev.Err, ev.Written)
+		l.takeFound()
 	case watch.StepEnded:
 		l.stepEnded(ev)
 		return
@@ -300,6 +316,7 @@ func (l *Loop) apply(ev watch.Event) {
 	}
 	for _, e := range l.Picture.Apply(ev) {
 		delete(l.verdicts, e.ID)
+		delete(l.ordered, e.ID)
 		if l.DryRun {
 			delete(l.open, e.ID)
 		}
@@ -336,6 +353,12 @@ func (l *Loop) stepEnded(ev watch.StepEnded) {
 	}
 	e := l.Picture.Entry(ev.ID)
 	ours := e != nil && e.Progress.InFlight && e.Progress.Step == ev.Step
+	if ours && l.Told != nil {
+		l.Told(ev.ID, ev.Step.String(), ev.Err)
+	}
+	if ours && ev.Step == watch.Remove {
+		delete(l.ordered, ev.ID)
+	}
 	l.apply(ev)
 	switch {
 	case ours && errors.Is(ev.Err, watch.ErrInUse):
@@ -375,6 +398,7 @@ func (l *Loop) resolve() {
 
 // carryOut takes the steps of a plan. All signals are sent before anything is told or written (R3).
 func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
+	plan = l.restricted(plan)
 	var ended []watch.Event
 	for _, step := range plan.Steps {
 		begun := l.open[step.ID] != nil
@@ -420,10 +444,14 @@ func (l *Loop) carryOut(ctx context.Context, plan Plan, closing bool) {
 		l.Rescan()
 	}
 	for _, j := range plan.Judged {
-		l.tellVerdict(j)
+		if l.ours(j.ID) {
+			l.tellVerdict(j)
+		}
 		l.Picture.Settle(j.ID, j.Next)
 	}
-	l.tellAlarm()
+	if l.Order == nil {
+		l.tellAlarm()
+	}
 	for _, ev := range ended {
 		l.fold(ev)
 	}

@@ -25,6 +25,26 @@ type mutant struct {
 
 var mutants = []mutant{
 	{
+		"an order is carried out before it is on record", "reap/decide.go",
+		"	case pr.Step == watch.NoStep:\n		return watch.Record, time.Time{}\n", "	case pr.Step == watch.NoStep && stoppable(e):\n		return watch.Kill, time.Time{}\n",
+	},
+	{
+		"an order is about everybody", "reap/order.go",
+		"	if l.Order == nil {\n		return plan\n", "	if true {\n		return plan\n",
+	},
+	{
+		"a drop outlives an order", "watch/picture.go",
+		"	delete(p.dropped, ev.ID)\n	e.Ordered =", "	e.Ordered =",
+	},
+	{
+		"an order takes what is in use", "reap/judge.go",
+		"	case e.InUse:\n", "	case e.InUse && !ordered:\n",
+	},
+	{
+		"a daemon takes up whatever it finds on record", "reap/order.go",
+		"if c.Reason == Operator && open", "if open",
+	},
+	{
 		"a look that failed counts as a death", "watch/owner.go",
 		"	case seen.Life == Unknown:\n		o.Thread =", "	case seen.Life == Unknown:\n		o.exit(seen.At)\n		o.Thread =",
 	},

@@ -50,7 +50,7 @@ func (l *Loop) tellVerdict(j Judged) {
 		// The next attempt at a reap that has been told already.
 	case j.Verdict == Reap && l.DryRun:
 		tell(slog.LevelInfo, watch.EventWouldReap, "would reap")
-	case j.Verdict == Reap && j.Reason != Expired && j.Reason != StaleState:
+	case j.Verdict == Reap && j.Reason != Expired && j.Reason != StaleState && j.Reason != Operator:
 		tell(slog.LevelInfo, watch.EventOwnerExited, "owner has exited")
 	case j.Reason == OwnerUnknown && l.unshared[j.ID.Kind]:
 		// Said once for all of them by namespace.
@@ -68,7 +68,7 @@ func (l *Loop) tellVerdict(j Judged) {
 
 func (l *Loop) tellReaped(e *watch.Entry, at time.Time) {
 	attrs := l.about(e, watch.KeyEvent, watch.EventReaped, watch.KeyReason, e.Progress.Reason, watch.KeyAttempt, e.Progress.Attempts+1)
-	if died := e.Owner().ExitedAt; !died.IsZero() && Reason(e.Progress.Reason) != Expired {
+	if died := e.Owner().ExitedAt; !died.IsZero() && Reason(e.Progress.Reason) != Expired && Reason(e.Progress.Reason) != Operator {
 		if stopped := e.Progress.Stopped; !stopped.IsZero() {
 			attrs = append(attrs, watch.KeyStopUS, max(stopped.Sub(died), 0).Microseconds())
 		}
@@ -94,7 +94,7 @@ func (l *Loop) tellFailed(e *watch.Entry, err error, before bool) {
 // tellScan tells a full scan. Only the first is news; that a later one failed is told as a lost source.
 func (l *Loop) tellScan(ev watch.ScanEnded) {
 	level := slog.LevelDebug
-	if ev.Failed == 0 && !l.status.Scanned {
+	if ev.Failed == 0 && !l.status.Scanned && l.Order == nil {
 		level = slog.LevelInfo
 	}
 	l.Log.Log(context.Background(), level, "scanned", watch.KeyEvent, watch.EventScan, watch.KeySandboxes, l.Picture.Len(), "open", len(l.open), "lists_failed", ev.Failed)

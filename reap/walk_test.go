@@ -390,7 +390,7 @@ func knowPicture() error {
 		names string
 	}{
 		{reflect.TypeFor[watch.Picture](), "boot sandboxes gone listed dropped namespaces present lost returned claimants programs groups rules agenda hold release count"},
-		{reflect.TypeFor[watch.Entry](), "Sandbox Asked First Owners Progress Braked isFiled filed"},
+		{reflect.TypeFor[watch.Entry](), "Sandbox Asked First Owners Progress Braked Ordered isFiled filed"}, // Ordered by nobody here
 		{reflect.TypeFor[watch.Owner](), "Claim Life Process Container Clients Asked Replaced Gone Restarts Thread Look ExitedAt Reason Detail lives"},
 		{reflect.TypeFor[watch.Progress](), "Begun Reason Step StepAt SignalAt InFlight Stopped Attempts Err"},
 		{reflect.TypeFor[watch.Sandbox](), "ID Name Image State Created Terms InUse Existed Leaves Init"},

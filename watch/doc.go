@@ -17,6 +17,6 @@
 //	    what was seen after it was asked for, nor bring back what went since.
 //	W5  A discovery that failed changes nothing: an unreadable set is not an empty set.
 //	W6  Only a complete list or an explicit "gone" makes the picture forget a sandbox.
-//	W7  A drop lasts until the sandbox is gone.
+//	W7  A drop lasts until the sandbox is gone, or an operator orders that it go.
 //	W8  A kind's system is away until a SourceBack of its kind says otherwise, and again from a SourceLost on.
 package watch

@@ -158,6 +158,13 @@ type (
 	// CaseDropped says that an operator gave a sandbox up: it is kept from now on.
 	CaseDropped struct{ ID ID }
 
+	// Ordered says that an operator ordered that a sandbox be reaped, whatever else is known of it.
+	Ordered struct {
+		ID     ID
+		Reason string
+		At     time.Time
+	}
+
 	// CaseAbandoned says that a reap was begun and will not be finished, because its ground is gone.
 	CaseAbandoned struct{ ID ID }
 
@@ -214,6 +221,7 @@ func (SourceLost) isEvent()    {}
 func (SourceBack) isEvent()    {}
 func (CaseResumed) isEvent()   {}
 func (CaseDropped) isEvent()   {}
+func (Ordered) isEvent()       {}
 func (CaseAbandoned) isEvent() {}
 func (Braked) isEvent()        {}
 func (RecordKept) isEvent()    {}

@@ -56,6 +56,7 @@ type Entry struct {
 	Owners   []Owner   // one for each of Terms.Owners, in that order
 	Progress Progress
 	Braked   time.Time // when it was set back for a second look; zero: it was not
+	Ordered  time.Time // when an operator ordered its end; zero: nobody did
 
 	isFiled bool
 	filed   []string // what it is filed under among the claimants
@@ -222,6 +223,8 @@ func (p *Picture) Apply(ev Event) (forgotten []*Entry) {
 	case CaseDropped:
 		p.dropped[ev.ID] = struct{}{}
 		p.endCase(ev.ID)
+	case Ordered:
+		p.applyOrdered(ev)
 	case CaseAbandoned:
 		p.endCase(ev.ID)
 	case Braked:
@@ -409,10 +412,24 @@ func (p *Picture) applyCaseResumed(ev CaseResumed) {
 	p.agenda.touch(e.ID)
 }
 
+// applyOrdered begins anew with a reap that was begun: its record has to say what it rests on now.
+func (p *Picture) applyOrdered(ev Ordered) {
+	e := p.sandboxes[ev.ID]
+	if e == nil {
+		return
+	}
+	delete(p.dropped, ev.ID)
+	e.Ordered = ev.At
+	if pr := &e.Progress; !pr.Begun.IsZero() && !pr.InFlight {
+		pr.Step, pr.Reason = NoStep, ev.Reason
+	}
+	p.agenda.touch(ev.ID)
+}
+
 // endCase ends a reap without its end.
 func (p *Picture) endCase(id ID) {
 	if e := p.sandboxes[id]; e != nil {
-		e.Progress = Progress{}
+		e.Progress, e.Ordered = Progress{}, time.Time{}
 		p.agenda.touch(id)
 	}
 }

@@ -382,6 +382,10 @@ var mutants = []mutant{
 		"o.Claim.Kind.Sought() && o.Asked.Before(again):", "false:",
 	},
 	{
+		"an older count makes what is known of a process older", "watch/owner.go",
+		"	if p.seen[process].Before(ev.At) {\n", "	if true {\n",
+	},
+	{
 		"an owner that nobody found is known to be dead", "reap/judge.go",
 		"case kind == watch.RecordClaim, kind != watch.SocketClaim && !o.ExitedAt.IsZero():", "case true:",
 	},

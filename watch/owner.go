@@ -360,7 +360,9 @@ func (p *program) see(ev ProgramSeen) {
 		ev.Member.Born = known.Born // that moves with the wall clock, and nobody is born again
 	}
 	p.members[process] = ev.Member
-	p.seen[process] = ev.At
+	if p.seen[process].Before(ev.At) {
+		p.seen[process] = ev.At
+	}
 }
 
 // list takes in a complete look. Who is not in it, and was not seen since, is not of the program.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -179,6 +180,10 @@ func hasIPv6() bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
+// withoutBackEnd is how the programs of the nft back end say that this kernel has none, so that no rules can be in it. Those of
+// the other find no table then, and say nothing.
+var withoutBackEnd = regexp.MustCompile(`Failed to initialize nft: (Protocol|Operation) not supported`)
+
 // remove removes the rules of one filter. All of a table go at once or none. If one of them has been removed by another since
 // they were read then none goes, and what is left is read again.
 func (f filter) remove(ctx context.Context, comments ...string) error {
@@ -186,7 +191,10 @@ func (f filter) remove(ctx context.Context, comments ...string) error {
 	var restoreErr error
 	for range tries {
 		saved, err := run(ctx, f.save(), nil)
-		if err != nil {
+		switch {
+		case err != nil && withoutBackEnd.MatchString(err.Error()):
+			return nil
+		case err != nil:
 			return errors.Join(err, restoreErr)
 		}
 		changes, err := deletions(saved, comments...)

@@ -420,6 +420,8 @@ func TestProgramsForRules(t *testing.T) {
 	for name, tt := range map[string]struct{ save, restore, want string }{
 		"saves nothing":       {"", "", ""},
 		"fails":               {"echo no such device >&2; exit 3", "", "no such device"},
+		"has no back end":     {"echo 'iptables-nft-save/1.8.9 Failed to initialize nft: Protocol not supported' >&2; exit 1", "", ""},
+		"has no right":        {"echo 'iptables-nft-save/1.8.9 Failed to initialize nft: Operation not permitted' >&2; exit 1", "", "not permitted"},
 		"breaks off":          {"echo '*filter'; echo '-A x -m comment --comment c'", "", "not complete"},
 		"does not remove":     {"echo '*filter'; echo '-A x -m comment --comment c'; echo COMMIT", "", "come back"},
 		"fails at removing":   {"echo '*filter'; echo '-A x -m comment --comment c'; echo COMMIT", "echo held by another >&2; exit 4", "held by another"},

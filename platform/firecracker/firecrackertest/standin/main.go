@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -175,6 +176,7 @@ func jailer(args []string) error {
 	if id == "" || root == "" {
 		return errors.New("want --id and --root")
 	}
+	runtime.LockOSThread() // the namespace is that of the thread
 	if err := syscall.Unshare(syscall.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
@@ -203,5 +205,5 @@ func jailer(args []string) error {
 		}
 	}
 	argv := []string{"/" + filepath.Base(program), "--id=" + id, fmt.Sprintf("--start-time-us=%d", time.Now().UnixMicro())}
-	return syscall.Exec("/"+filepath.Base(program), argv, []string{})
+	return fmt.Errorf("exec: %w", syscall.Exec("/"+filepath.Base(program), argv, []string{}))
 }

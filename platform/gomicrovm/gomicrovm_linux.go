@@ -72,6 +72,7 @@ type held struct {
 type runner struct {
 	process watch.Process
 	user    uint32
+	group   int      // of processes
 	files   []string // of its microVM
 	fault   error    // why it is not known which these are
 	nested  bool     // it is in another PID namespace than we are, and its files may be in another tree
@@ -534,7 +535,7 @@ func (v *VMs) meet(s *process.Sight) {
 		_ = s.Close()
 		return
 	}
-	r := &runner{process: who, user: user, nested: len(pids) > 1, fault: err}
+	r := &runner{process: who, user: user, group: s.Group, nested: len(pids) > 1, fault: err}
 	if r.fault == nil {
 		r.files, r.fault = parseRunner([]byte(strings.Join(s.Argv, "\x00") + "\x00"))
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -211,13 +212,30 @@ func (v *VMs) judge(m *vm, rule *watch.Rule, file string, dir, f *statedir.Folde
 	default:
 		m.claim(file, dataName+"/"+stateName, running)
 	}
-	if m.orphan() {
-		life, _, err := statedir.Locked(file + "/" + dataName + "/" + lockName)
-		m.sandbox.InUse = life == watch.Alive
+	if m.orphan() && r.data != "" {
+		locked, err := isLocked(f)
+		m.sandbox.InUse = locked
 		if err != nil {
 			m.claim(file, dataName+"/"+lockName, unknown("%v", err))
 		}
 	}
+}
+
+// isLocked reports whether somebody has the lock of a microVM's own system. Who wants it tries again for a while, so it may be
+// tried by us.
+func isLocked(f *statedir.Folder) (bool, error) {
+	data, err := f.Open(dataName)
+	if err == nil {
+		defer data.Close()
+		var locked bool
+		if locked, err = data.Locked(lockName); err == nil {
+			return locked, nil
+		}
+	}
+	if absent(err) {
+		return false, nil
+	}
+	return false, err
 }
 
 // stopped reports whether a microVM was stopped properly, as far as its records know.
@@ -361,6 +379,12 @@ func (v *VMs) running(file string, user uint32, r records) finding {
 		case run.user == user && r.stateErr != nil && !v.placed(run):
 			return unknown("nothing is recorded of what runs it, and process %d runs a microVM that is not known", run.process.PID)
 		}
+	}
+	if len(mine) > 1 {
+		// One that another has forked is part of that.
+		mine = slices.DeleteFunc(slices.Clone(mine), func(run *runner) bool {
+			return slices.ContainsFunc(mine, func(other *runner) bool { return other != run && run.group == other.process.PID })
+		})
 	}
 	switch {
 	case len(mine) > 1:

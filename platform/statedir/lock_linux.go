@@ -46,6 +46,8 @@ func holder(dir string) string {
 // flockedBy returns a process that took the flock(2) of a file, as /proc/locks has it; 0 if it has none. That proves nothing:
 // below the first PID namespace it leaves out whoever is not of ours, or has exited and left the lock to a child, and on some
 // file systems (Btrfs, overlay) stat(2) tells of another device than it does.
+//
+// It is dear: whoever reads /proc/locks has all file locks of the host wait for a grace period of RCU, some 10 ms.
 func flockedBy(major, minor uint32, inode uint64) (pid int, err error) {
 	f, err := os.Open("/proc/locks")
 	if err != nil {

@@ -171,6 +171,21 @@ func (f *Folder) Lock(ctx context.Context, name string) (unlock func(), err erro
 	}
 }
 
+// Locked reports whether a process has locked a regular file in f. To find out it takes the lock for microseconds: whoever wants
+// it just then, and does not try again, is refused. The error wraps [fs.ErrNotExist] if there is no such file.
+func (f *Folder) Locked(name string) (bool, error) {
+	e, err := f.file(name)
+	if err != nil {
+		return false, err
+	}
+	defer e.close()
+	used, err := e.locked()
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", readable(e.path), err)
+	}
+	return used != "", nil
+}
+
 // Mounts are the mounts of our namespace as they were when they were read.
 type Mounts struct{ all mounts }
 

@@ -121,6 +121,16 @@ func TestLockOfAFile(t *testing.T) {
 		t.Errorf("a lock is taken twice: %v", err)
 	}
 	unlock()
+	for name, want := range map[string]bool{"lock": false, "held": true} {
+		fd := open(t, dir+"/vm/"+name)
+		if want {
+			must(t, unix.Flock(fd, unix.LOCK_SH))
+		}
+		if got, err := f.Locked(name); err != nil || got != want {
+			t.Errorf("%s is locked: %v (%v)", name, got, err)
+		}
+		must(t, unix.Flock(fd, unix.LOCK_UN))
+	}
 	// It is waited for.
 	held := open(t, dir+"/vm/held")
 	must(t, unix.Flock(held, unix.LOCK_EX))
@@ -133,6 +143,9 @@ func TestLockOfAFile(t *testing.T) {
 	unlock()
 	for name, want := range map[string]error{"nothing": fs.ErrNotExist, "link": statedir.ErrNoFile, "fifo": statedir.ErrNoFile, "folder": statedir.ErrNoFile} {
 		if _, err := f.Lock(t.Context(), name); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", name, err, want)
+		}
+		if _, err := f.Locked(name); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", name, err, want)
 		}
 	}

@@ -48,7 +48,7 @@ uninstall:
 engine:
 	.ci/packages docker.io iptables
 testdeps:
-	.ci/packages docker.io iptables iproute2 systemd python3 nodejs podman netavark uidmap
+	.ci/packages docker.io iptables iproute2 sudo systemd python3 nodejs podman netavark uidmap qemu-system-x86
 
 .PHONY: demo
 demo: engine build

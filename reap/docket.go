@@ -76,6 +76,14 @@ func (d *Docket) For(system string) *Docket {
 	return &part
 }
 
+// systemOf is the system of sandboxes of a kind. What is of this host is so whichever engine that has.
+func (d *Docket) systemOf(kind watch.Kind) string {
+	if kind.OfHost() {
+		return ""
+	}
+	return d.system
+}
+
 // Make makes the docket's folders, and refuses a state directory in which others could forge a record: a record is a
 // reason to remove a sandbox. On a full disk what cannot be made is left out, and each write says so.
 func (d *Docket) Make() error {
@@ -154,7 +162,7 @@ func (d *Docket) keep(c Case, write func(file string, text []byte) error) error 
 	if err != nil {
 		return err
 	}
-	c.System = d.system
+	c.System = d.systemOf(c.Kind)
 	for _, words := range []*string{&c.Name, &c.Image, &c.Error} {
 		*words = (*words)[:min(len(*words), maxWords)]
 	}
@@ -249,7 +257,7 @@ func (d *Docket) Load() (cases []Case, damaged []error, err error) {
 		case errors.Is(err, fs.ErrNotExist): // closed meanwhile
 		case err != nil:
 			damaged = append(damaged, err)
-		case c.System == d.system:
+		case c.System == d.systemOf(c.Kind):
 			cases = append(cases, c)
 		}
 	}
@@ -327,7 +335,7 @@ func (d *Docket) Drop(id watch.ID) error {
 		return err
 	}
 	// The mark comes first: between the two the sandbox is kept, and not an orphan that nobody knows to have been tried.
-	text, err := json.Marshal(mark{System: d.system})
+	text, err := json.Marshal(mark{System: d.systemOf(id.Kind)})
 	if err != nil {
 		return fmt.Errorf("docket: drop %s: %w", id, err)
 	}
@@ -358,7 +366,7 @@ func (d *Docket) IsDropped(id watch.ID) (bool, error) {
 		// That somebody made a mark is what counts.
 		return true, nil
 	}
-	return m.System == d.system, nil
+	return m.System == d.systemOf(id.Kind), nil
 }
 
 // A mark is what a drop leaves.

@@ -334,7 +334,7 @@ func judgeClient(p *watch.Picture, e *watch.Entry, o *watch.Owner) Judgement {
 }
 
 // judgeSought judges an owner that the adapter of the sandbox's kind looks for. Who was seen to die, or is named by a record
-// and is dead, has exited. Where nobody is found that is an inference, and whoever could not be found would be harmed.
+// and is dead, has exited. That nobody is found is an inference.
 func (pol Policy) judgeSought(p *watch.Picture, e *watch.Entry, o *watch.Owner, now time.Time) Judgement {
 	away, shared := here(p, e)
 	kind := o.Claim.Kind
@@ -347,7 +347,7 @@ func (pol Policy) judgeSought(p *watch.Picture, e *watch.Entry, o *watch.Owner, 
 		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
 	case o.Life != watch.Exited:
 		return Judgement{Reason: OwnerUnknown, Detail: o.Detail, Look: o.Look}
-	case kind == watch.RecordClaim, kind != watch.SocketClaim && !o.ExitedAt.IsZero():
+	case kind == watch.RecordClaim && (o.Process.PID != 0 || !o.Claim.Registry()), kind != watch.SocketClaim && !o.ExitedAt.IsZero():
 		return Judgement{Verdict: Reap, Reason: OwnerExited, Owner: watch.Exited}
 	default:
 		return pol.inferred(e, Judgement{Verdict: Reap, Reason: NoPossibleOwner, Owner: watch.Exited, Inferred: true}, now)

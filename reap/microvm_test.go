@@ -18,6 +18,7 @@ var (
 	aRunner = watch.Claim{Kind: watch.AncestorClaim, Program: "runner"}
 	aLock   = watch.Claim{Kind: watch.LockClaim, File: "/var/lib/runner.lock"}
 	aRecord = watch.Claim{Kind: watch.RecordClaim, File: "/run/runner.json"}
+	records = watch.Claim{Kind: watch.RecordClaim, File: "/run/runners/*.json"}
 
 	runner = watch.Process{PID: 300, Start: 50, Boot: thisBoot}
 )
@@ -168,6 +169,11 @@ func TestJudgeWhatAnAdapterLooksFor(t *testing.T) {
 	unseen := func(claim watch.Claim) watch.OwnerSeen {
 		return watch.OwnerSeen{Claim: claim, Life: watch.Exited, Asked: at(2)}
 	}
+	named := func(claim watch.Claim) watch.OwnerSeen {
+		ev := unseen(claim)
+		ev.Owner = runner
+		return ev
+	}
 	runnerDies := watch.ProcessSeen{PID: runner.PID, Process: runner, Life: watch.Exited, At: at(3)}
 	again := func(ev watch.OwnerSeen, asked time.Duration) watch.OwnerSeen {
 		ev.Asked = at(asked)
@@ -179,23 +185,25 @@ func TestJudgeWhatAnAdapterLooksFor(t *testing.T) {
 		now    time.Duration
 		want   reap.Reason
 	}{
-		"nobody has looked":                          {[]watch.Claim{aRunner}, nil, late, reap.OwnerUnknown},
-		"the look failed":                            {[]watch.Claim{aRunner}, []watch.Event{seen(aRunner, watch.Unknown)}, late, reap.OwnerUnknown},
-		"a runner":                                   {[]watch.Claim{aRunner}, []watch.Event{seen(aRunner, watch.Alive)}, late, reap.Managed},
-		"a lock is held":                             {[]watch.Claim{aLock}, []watch.Event{seen(aLock, watch.Alive)}, late, reap.Managed},
-		"the recorded process lives":                 {[]watch.Claim{aRecord}, []watch.Event{seen(aRecord, watch.Alive)}, late, reap.OwnerAlive},
-		"no ancestor, a moment old":                  {[]watch.Claim{aRunner}, []watch.Event{unseen(aRunner)}, time.Second, reap.TooYoung},
-		"no ancestor":                                {[]watch.Claim{aRunner}, []watch.Event{unseen(aRunner)}, late, reap.NoPossibleOwner},
-		"no lock is held":                            {[]watch.Claim{aLock}, []watch.Event{unseen(aLock)}, late, reap.NoPossibleOwner},
-		"the recorded process is dead":               {[]watch.Claim{aRecord}, []watch.Event{unseen(aRecord)}, time.Second, reap.OwnerExited},
-		"a runner that was seen to die":              {[]watch.Claim{aRunner}, []watch.Event{died(aRunner)}, time.Second, reap.OwnerExited},
-		"a runner dies, and no other was looked for": {[]watch.Claim{aRunner}, []watch.Event{seen(aRunner, watch.Alive), runnerDies}, late, reap.OwnerUnknown},
-		"a runner dies, and there is no other":       {[]watch.Claim{aRunner}, []watch.Event{seen(aRunner, watch.Alive), runnerDies, again(unseen(aRunner), 4)}, time.Second, reap.OwnerExited},
-		"a runner dies, and there is another":        {[]watch.Claim{aRunner}, []watch.Event{seen(aRunner, watch.Alive), runnerDies, again(seen(aRunner, watch.Alive), 4)}, late, reap.Managed},
-		"an old look comes late":                     {[]watch.Claim{aRunner}, []watch.Event{again(seen(aRunner, watch.Alive), 4), unseen(aRunner)}, late, reap.Managed},
-		"a look for another's owner":                 {[]watch.Claim{aRunner}, []watch.Event{unseen(watch.Claim{Kind: watch.AncestorClaim, Program: "other"})}, late, reap.OwnerUnknown},
-		"all are dead but the lock":                  {[]watch.Claim{aRunner, aRecord, aLock}, []watch.Event{died(aRunner), unseen(aRecord), seen(aLock, watch.Alive)}, late, reap.Managed},
-		"all are dead but a record":                  {[]watch.Claim{aRunner, aRecord, aLock}, []watch.Event{died(aRunner), seen(aRecord, watch.Unknown), unseen(aLock)}, late, reap.OwnerUnknown},
+		"nobody has looked":                           {[]watch.Claim{aRunner}, nil, late, reap.OwnerUnknown},
+		"the look failed":                             {[]watch.Claim{aRunner}, []watch.Event{seen(aRunner, watch.Unknown)}, late, reap.OwnerUnknown},
+		"a runner":                                    {[]watch.Claim{aRunner}, []watch.Event{seen(aRunner, watch.Alive)}, late, reap.Managed},
+		"a lock is held":                              {[]watch.Claim{aLock}, []watch.Event{seen(aLock, watch.Alive)}, late, reap.Managed},
+		"the recorded process lives":                  {[]watch.Claim{aRecord}, []watch.Event{seen(aRecord, watch.Alive)}, late, reap.OwnerAlive},
+		"no ancestor, a moment old":                   {[]watch.Claim{aRunner}, []watch.Event{unseen(aRunner)}, time.Second, reap.TooYoung},
+		"no ancestor":                                 {[]watch.Claim{aRunner}, []watch.Event{unseen(aRunner)}, late, reap.NoPossibleOwner},
+		"no lock is held":                             {[]watch.Claim{aLock}, []watch.Event{unseen(aLock)}, late, reap.NoPossibleOwner},
+		"the recorded process is dead":                {[]watch.Claim{aRecord}, []watch.Event{unseen(aRecord)}, time.Second, reap.OwnerExited},
+		"no record names it":                          {[]watch.Claim{records}, []watch.Event{unseen(records)}, late, reap.NoPossibleOwner},
+		"one of the records names it, and it is dead": {[]watch.Claim{records}, []watch.Event{named(records)}, time.Second, reap.OwnerExited},
+		"a runner that was seen to die":               {[]watch.Claim{aRunner}, []watch.Event{died(aRunner)}, time.Second, reap.OwnerExited},
+		"a runner dies, and no other was looked for":  {[]watch.Claim{aRunner}, []watch.Event{seen(aRunner, watch.Alive), runnerDies}, late, reap.OwnerUnknown},
+		"a runner dies, and there is no other":        {[]watch.Claim{aRunner}, []watch.Event{seen(aRunner, watch.Alive), runnerDies, again(unseen(aRunner), 4)}, time.Second, reap.OwnerExited},
+		"a runner dies, and there is another":         {[]watch.Claim{aRunner}, []watch.Event{seen(aRunner, watch.Alive), runnerDies, again(seen(aRunner, watch.Alive), 4)}, late, reap.Managed},
+		"an old look comes late":                      {[]watch.Claim{aRunner}, []watch.Event{again(seen(aRunner, watch.Alive), 4), unseen(aRunner)}, late, reap.Managed},
+		"a look for another's owner":                  {[]watch.Claim{aRunner}, []watch.Event{unseen(watch.Claim{Kind: watch.AncestorClaim, Program: "other"})}, late, reap.OwnerUnknown},
+		"all are dead but the lock":                   {[]watch.Claim{aRunner, aRecord, aLock}, []watch.Event{died(aRunner), unseen(aRecord), seen(aLock, watch.Alive)}, late, reap.Managed},
+		"all are dead but a record":                   {[]watch.Claim{aRunner, aRecord, aLock}, []watch.Event{died(aRunner), seen(aRecord, watch.Unknown), unseen(aLock)}, late, reap.OwnerUnknown},
 	} {
 		t.Run(name, func(t *testing.T) {
 			vm := labelled("a", nil)
@@ -218,5 +226,28 @@ func TestJudgeWhatAnAdapterLooksFor(t *testing.T) {
 				t.Errorf("inferred %v, want %v", got.Inferred, inferred)
 			}
 		})
+	}
+}
+
+// What is of the host is on record whichever engine that has.
+func TestCasesOfTheHostAreThoseOfEveryEngine(t *testing.T) {
+	docket := newState(t)
+	vm := watch.ID{Kind: watch.Firecracker, Name: "a"}
+	first, second := docket.For("one"), docket.For("another")
+	if err := first.Write(reap.Case{Kind: vm.Kind, ID: vm.Name, Reason: reap.OwnerExited, Begun: at(0)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Write(reap.Case{Kind: watch.Container, ID: "a", Reason: reap.OwnerExited, Begun: at(0)}); err != nil {
+		t.Fatal(err)
+	}
+	cases, damaged, err := second.Load()
+	if err != nil || len(damaged) > 0 || len(cases) != 1 || cases[0].Sandbox() != vm {
+		t.Errorf("another engine's are %+v, damaged %v, %v", cases, damaged, err)
+	}
+	if err := first.Drop(vm); err != nil {
+		t.Fatal(err)
+	}
+	if dropped, err := second.IsDropped(vm); !dropped || err != nil {
+		t.Errorf("dropped %v, %v", dropped, err)
 	}
 }

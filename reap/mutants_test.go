@@ -387,7 +387,7 @@ var mutants = []mutant{
 	},
 	{
 		"an owner that nobody found is known to be dead", "reap/judge.go",
-		"case kind == watch.RecordClaim, kind != watch.SocketClaim && !o.ExitedAt.IsZero():", "case true:",
+		"case kind == watch.RecordClaim && (o.Process.PID != 0 || !o.Claim.Registry()), kind != watch.SocketClaim && !o.ExitedAt.IsZero():", "case true:",
 	},
 	{
 		"what is left of a microVM is forgotten with its process", "watch/sandbox.go",

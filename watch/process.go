@@ -59,7 +59,7 @@ const (
 	GroupClaim               // the containers of a group, of what belongs to them
 	AncestorClaim            // an ancestor that runs a program
 	LockClaim                // who holds a lock on a file
-	RecordClaim              // the process that a file names
+	RecordClaim              // the process that a file names, or one of the files that match a glob
 )
 
 func (k ClaimKind) String() string {
@@ -95,8 +95,12 @@ type Claim struct {
 	Program   string // as a rule has it, see [NewProgram]
 	Socket    string // as the sandbox sees it
 	Group     string
-	File      string // that is locked, or that names the owner
+	File      string // that is locked, or that names the owner; of a record also a glob, see [Claim.Registry]
 }
+
+// Registry reports whether owners record themselves in files of which c has the glob. That none of them names the owner is no
+// record of its death: it may not have recorded itself yet, or not any more.
+func (c Claim) Registry() bool { return c.Kind == RecordClaim && strings.ContainsAny(c.File, "*?") }
 
 // Sought reports whether only the adapter that looks for the owner can say what became of it, with an [OwnerSeen].
 func (k ClaimKind) Sought() bool {

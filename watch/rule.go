@@ -312,8 +312,11 @@ func (r *Rules) Programs() []string {
 	}
 	var all []string
 	for _, rule := range r.List {
-		if p := rule.Owner.Process; p != "" && !slices.Contains(all, p) {
-			all = append(all, p)
+		// Ancestors too: of a workspace whose microVM has ended, any of them may be the owner.
+		for _, p := range []string{rule.Owner.Process, rule.Owner.Ancestor} {
+			if p != "" && !slices.Contains(all, p) {
+				all = append(all, p)
+			}
 		}
 	}
 	return all

@@ -27,6 +27,9 @@ const (
 // tells any more what they were, so their end must be on record before it is.
 func (k Kind) VanishesWithInit() bool { return k == Firecracker }
 
+// OfHost reports whether sandboxes of a kind are of the host itself, and not of an engine, of which there may be another.
+func (k Kind) OfHost() bool { return k == File || k == Firecracker || k == GoMicroVM }
+
 // Processes is not a kind of sandbox: it stands for the look at all processes of the host, which can fail like a list.
 const Processes Kind = "process"
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"embed"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,9 +11,6 @@ import (
 
 //go:embed presets/*.toml
 var presetFiles embed.FS
-
-// laterPresets are for kinds of sandboxes that a later version serves.
-var laterPresets = []string{"broodbox", "vm0"}
 
 // A preset is a file of rules that is part of the program.
 type preset struct {
@@ -36,10 +32,7 @@ func presetNames() (names []string) {
 }
 
 func loadPreset(name string) (preset, error) {
-	switch {
-	case slices.Contains(laterPresets, name):
-		return preset{}, errors.New("a preset that this version does not have yet")
-	case !slices.Contains(presetNames(), name):
+	if !slices.Contains(presetNames(), name) {
 		return preset{}, fmt.Errorf("unknown preset, want %s", oneOfWords(presetNames()))
 	}
 	text, err := presetFiles.ReadFile("presets/" + name + ".toml")

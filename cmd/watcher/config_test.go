@@ -347,9 +347,8 @@ func TestUnknownPresetsOfTheCommandLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	for preset, want := range map[string]string{
-		"nope": "--preset nope: unknown preset, want clawbox, docker-run, kojuto, mcp-sandbox or owner-labels",
-		"vm0":  "--preset vm0: a preset that this version does not have yet",
-		"":     "--preset : unknown preset, want clawbox, docker-run, kojuto, mcp-sandbox or owner-labels",
+		"nope": "--preset nope: unknown preset, want broodbox, clawbox, docker-run, kojuto, mcp-sandbox, owner-labels or vm0",
+		"":     "--preset : unknown preset, want broodbox, clawbox, docker-run, kojuto, mcp-sandbox, owner-labels or vm0",
 	} {
 		if _, err := loadConfig(file, []string{preset}); err == nil || err.Error() != want {
 			t.Errorf("%q: %v, want %s", preset, err, want)
@@ -383,7 +382,7 @@ func TestPresetsAreSound(t *testing.T) {
 			names[rule.Name] = name
 		}
 	}
-	for _, name := range []string{"clawbox", "docker-run", "kojuto", "mcp-sandbox", "owner-labels"} {
+	for _, name := range []string{"broodbox", "clawbox", "docker-run", "kojuto", "mcp-sandbox", "owner-labels", "vm0"} {
 		if !slices.Contains(presetNames(), name) {
 			t.Errorf("no preset %s", name)
 		}
@@ -544,7 +543,7 @@ func TestCheck(t *testing.T) {
 		{"faults", []string{"--config", bad}, "", "the configuration is not valid:\n" +
 			bad + ":1:1: unknown key, want alarm, brake, docker, presets, protect, retry, rule or scan: colour\n" +
 			bad + ":3:12: want a duration such as \"30s\": 1"},
-		{"no such preset", []string{"--config", empty, "--preset", "broodbox"}, "", "--preset broodbox: a preset that this version does not have yet"},
+		{"no such preset", []string{"--config", empty, "--preset", "broodbock"}, "", "--preset broodbock: unknown preset, want broodbox, clawbox, docker-run, kojuto, mcp-sandbox, owner-labels or vm0"},
 		{"no such file", []string{"--config", dir + "/none"}, "", "read the configuration: open " + dir + "/none: no such file or directory"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -78,7 +78,7 @@ func (o *options) runDaemon(ctx context.Context) error {
 	log.Info("started", watch.KeyEvent, watch.EventStarted, "version", version, "engine", parts.engine.Host(), "config", c.file, "dry_run", o.dryRun)
 	listening := func(ctx context.Context) error { return listen(ctx, log, parts) }
 	reloading := func(ctx context.Context) error { return o.reload(ctx, hangups, log, c, parts, unit) }
-	err = runGroup(ctx, reap.NewLoop(settings), parts.engine.Run, listening, parts.census.Run, reloading, parts.scanner.Run)
+	err = runGroup(ctx, reap.NewLoop(settings), parts.engine.Run, listening, parts.census.Run, parts.firecracker.Run, parts.gomicrovm.Run, reloading, parts.scanner.Run)
 	if err := unit.manager.Stopping(); err != nil {
 		log.Debug("could not tell systemd", watch.KeyError, err)
 	}
@@ -201,8 +201,14 @@ func listenOnce(parent context.Context, log *slog.Logger, p *parts, heard func()
 		Exit: func(e connector.Exit) {
 			p.owners.Witness(e.TGID, e.At)
 			p.census.Witness(e.TGID, e.At)
+			p.firecracker.Witness(e.TGID, e.At)
+			p.gomicrovm.Witness(e.TGID, e.At)
 		},
-		Exec: func(e connector.Exec) { p.census.Exec(e.TGID, e.At) },
+		Exec: func(e connector.Exec) {
+			p.census.Exec(e.TGID, e.At)
+			p.firecracker.Exec(e.TGID, e.At)
+			p.gomicrovm.Exec(e.TGID, e.At)
+		},
 		Lost: func(err error) {
 			p.inbox.Post(watch.SourceLost{Source: source, Err: err, At: time.Now()}, watch.SourceBack{Source: source, At: time.Now()})
 		},

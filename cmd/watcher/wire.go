@@ -6,12 +6,15 @@ import (
 	"log/slog"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/oklog/run"
 
 	"watcher/platform/docker"
+	"watcher/platform/firecracker"
+	"watcher/platform/gomicrovm"
 	"watcher/platform/process"
 	"watcher/platform/statedir"
 	"watcher/reap"
@@ -34,16 +37,18 @@ var boundary func(reap.Boundary)
 
 // parts are what watches and what acts, not running yet. A new kind of sandbox is a line in platforms.
 type parts struct {
-	host     *process.Host
-	inbox    *reap.Inbox
-	owners   *process.Owners
-	census   *process.Census
-	engine   *docker.Engine
-	files    *statedir.Leftovers
-	scanner  *reap.Scanner
-	policies chan reap.Policy
-	execs    atomic.Bool   // rules name programs, so that it matters which one a process begins to run
-	relisten chan struct{} // told when execs has changed
+	host        *process.Host
+	inbox       *reap.Inbox
+	owners      *process.Owners
+	census      *process.Census
+	engine      *docker.Engine
+	files       *statedir.Leftovers
+	firecracker *firecracker.MicroVMs
+	gomicrovm   *gomicrovm.VMs
+	scanner     *reap.Scanner
+	policies    chan reap.Policy
+	execs       atomic.Bool   // rules name programs, or microVMs that are processes, so that it matters what a process begins to run
+	relisten    chan struct{} // told when execs has changed
 }
 
 // A system lists the sandboxes of a kind and acts on them.
@@ -70,6 +75,8 @@ func assemble(c *config) (*parts, error) {
 	p.owners = process.NewOwners(host, p.inbox.Post)
 	p.census = process.NewCensus(host, p.inbox.Post)
 	p.engine = docker.New(c.Docker.Host, host, p.inbox.Post)
+	p.firecracker = firecracker.New(host, p.inbox.Post)
+	p.gomicrovm = gomicrovm.New(host, p.inbox.Post)
 	var listers []reap.Lister
 	for _, s := range p.systems() {
 		listers = append(listers, s)
@@ -81,7 +88,10 @@ func assemble(c *config) (*parts, error) {
 
 // systems are the kinds of sandboxes, in the order in which they are listed.
 func (p *parts) systems() []system {
-	return []system{byID(p.engine), byID(p.engine.Volumes()), byID(p.engine.Networks()), byID(p.files)}
+	return []system{
+		byID(p.engine), byID(p.engine.Volumes()), byID(p.engine.Networks()), byID(p.files),
+		{p.firecracker, p.firecracker}, {p.gomicrovm, p.gomicrovm},
+	}
 }
 
 // follow makes rules the ones in force.
@@ -95,7 +105,10 @@ func (p *parts) follow(rules *watch.Rules) error {
 		programs = append(programs, program)
 	}
 	p.census.Follow(programs)
-	if execs := len(programs) > 0; p.execs.Swap(execs) != execs {
+	execs := len(programs) > 0 || slices.ContainsFunc(rules.List, func(rule watch.Rule) bool {
+		return rule.Kind == watch.Firecracker || rule.Kind == watch.GoMicroVM
+	})
+	if p.execs.Swap(execs) != execs {
 		select {
 		case p.relisten <- struct{}{}:
 		default:
@@ -103,6 +116,8 @@ func (p *parts) follow(rules *watch.Rules) error {
 	}
 	p.files.SetRules(rules)
 	p.engine.SetRules(rules)
+	p.firecracker.SetRules(rules)
+	p.gomicrovm.SetRules(rules)
 	return nil
 }
 
@@ -121,6 +136,8 @@ func (p *parts) remember(stateDir string, write bool, log *slog.Logger) {
 
 func (p *parts) close() {
 	p.engine.Close()
+	p.firecracker.Close()
+	p.gomicrovm.Close()
 	p.census.Close()
 	p.owners.Close()
 }
@@ -144,8 +161,10 @@ func (p *parts) loop(c *config, log *slog.Logger, docket *reap.Docket) reap.Conf
 		platforms[s.Kind()] = s
 	}
 	picture := watch.NewPicture(p.host.Boot())
-	// Files have no system that could be away, and are of this host.
-	picture.Apply(watch.SourceBack{Source: "files", Kind: watch.File, At: time.Now()})
+	// Files and processes have no system that could be away, and are of this host.
+	for _, kind := range []watch.Kind{watch.File, watch.Firecracker, watch.GoMicroVM} {
+		picture.Apply(watch.SourceBack{Source: "this host", Kind: kind, At: time.Now()})
+	}
 	picture.Apply(p.filesNamespace())
 	return reap.Config{
 		Policy: c.policy(), Picture: picture, Inbox: p.inbox, Owners: processes{p.owners, p.census},

@@ -145,11 +145,11 @@ func (v *VMs) Witness(pid int, at time.Time) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, h := range v.held {
-		if h.process.PID != pid || h.exited {
+		if h.process.PID != pid {
 			continue
 		}
 		if exited, err := h.handle.Exited(); err == nil && exited {
-			v.bury(h, at)
+			v.bury(h, at) // of two witnesses to one death the earlier one is nearer the truth
 		}
 	}
 }
@@ -339,26 +339,34 @@ func (v *VMs) find(ctx context.Context) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	fresh := []string{}
+	var differ []string // what is new, and what went
 	for dir := range dirs {
 		f, err := statedir.OpenFolder(dir)
 		if err != nil {
 			continue // the next list tells
 		}
+		there := map[string]bool{}
 		err = f.Names(ctx, func(name string) error {
-			if file := dir + "/" + name; v.vms[file] == nil {
-				fresh = append(fresh, file)
+			file := dir + "/" + name
+			if there[file] = true; v.vms[file] == nil {
+				differ = append(differ, file)
 			}
 			return nil
 		})
 		f.Close()
-		if err != nil && ctx.Err() == nil {
+		if err != nil {
 			v.post(watch.LookFailed{At: time.Now(), Err: err})
+			continue
+		}
+		for file := range v.vms {
+			if path.Dir(file) == dir && !there[file] {
+				differ = append(differ, file)
+			}
 		}
 	}
 	v.dirs, v.near = dirs, near
 	clear(v.changed)
-	for _, file := range fresh {
+	for _, file := range differ {
 		v.lookAgain(file)
 	}
 	v.rewatch()

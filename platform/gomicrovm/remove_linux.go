@@ -85,7 +85,7 @@ func (v *VMs) remove(ctx context.Context, s watch.Sandbox, tell func(part string
 			}
 		}
 	}
-	if file == "" {
+	if file == "" || path.Clean(file) != file {
 		return errors.New("it is not known what it leaves")
 	}
 	rule, err := v.ruleOf(ctx, file)

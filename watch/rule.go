@@ -92,6 +92,25 @@ func (m Match) matches(f Facts) bool {
 	return (!m.Image.Given() || m.Image.Matches(f.Image)) && (!m.Name.Given() || m.Name.Matches(f.Name))
 }
 
+// lacks says in words what of m a sandbox does not match; "" if it matches.
+func (m Match) lacks(f Facts) string {
+	for _, label := range m.Labels {
+		if _, ok := label.in(f.Labels); !ok {
+			return fmt.Sprintf("it has no label %s", label)
+		}
+	}
+	switch {
+	case m.Image.Given() && !m.Image.Matches(f.Image):
+		return fmt.Sprintf("its image is %s, and not %s", clip(f.Image), m.Image)
+	case m.Name.Given() && !m.Name.Matches(f.Name):
+		return fmt.Sprintf("its name is %s, and not %s", clip(f.Name), m.Name)
+	case !m.matches(f):
+		return "it is about nothing"
+	default:
+		return ""
+	}
+}
+
 // Evidence says who owns the sandboxes of a rule. All that is given must be found dead (R1).
 type Evidence struct {
 	PIDLabel       string // a label that holds a PID of the host
@@ -195,6 +214,28 @@ func (r *Rules) Terms(f Facts) (Terms, bool) {
 	}
 	rule.apply(&t, f.Labels, r.Host)
 	return t, true
+}
+
+// Unwatched says in words, a line for each rule about its kind, why no rule is about a sandbox. The second result is false if
+// one is, or its labels speak to watcher.
+func (r *Rules) Unwatched(f Facts) (why []string, unwatched bool) {
+	if _, watched := r.Terms(f); watched {
+		return nil, false
+	}
+	if r == nil {
+		return nil, true
+	}
+	for _, rule := range r.List {
+		if rule.Kind != f.Kind {
+			continue
+		}
+		lacks := rule.Match.lacks(f)
+		if lacks == "" {
+			lacks = "no client is known that started it in the foreground" // all else matches
+		}
+		why = append(why, fmt.Sprintf("rule %s: %s", rule.Name, lacks))
+	}
+	return why, true
 }
 
 func (r *Rules) rule(f Facts) *Rule {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -9,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"watcher/platform/docker"
+	"watcher/platform/process"
 	"watcher/reap"
 	"watcher/watch"
 )
@@ -26,6 +30,9 @@ func newExplainCommand(o *options) *cobra.Command {
 				return err
 			}
 			e, err := find(seen.picture, args[0])
+			if errors.Is(err, errUnwatched) {
+				return errors.Join(err, o.whyUnwatched(cmd.Context(), seen.rules, args[0]))
+			}
 			if err != nil {
 				return err
 			}
@@ -38,6 +45,36 @@ func newExplainCommand(o *options) *cobra.Command {
 	}
 	addOutput(cmd, o)
 	return cmd
+}
+
+// errUnwatched says that something is not among what is watched.
+var errUnwatched = errors.New("watcher list shows those that are watched")
+
+// whyUnwatched says why a container that exists is not watched; nil if there is none, or nobody can tell.
+func (o *options) whyUnwatched(ctx context.Context, rules *watch.Rules, name string) error {
+	c, err := o.load()
+	if err != nil {
+		return nil // it was loaded before
+	}
+	host, err := process.NewHost(procRoot)
+	if err != nil {
+		return nil
+	}
+	engine := docker.New(c.Docker.Host, host, func(...watch.Event) {})
+	defer engine.Close()
+	facts, id, err := engine.Describe(ctx, name)
+	if err != nil {
+		return nil // what it is was asked of whoever knows sandboxes; this is only a word more
+	}
+	why, unwatched := rules.Unwatched(facts)
+	switch {
+	case !unwatched:
+		return nil
+	case len(why) == 0:
+		return fmt.Errorf("container %s exists, and has no label of watcher's; there is no rule", shortID(id))
+	default:
+		return fmt.Errorf("container %s exists, and has no label of watcher's; %s", shortID(id), strings.Join(why, "; "))
+	}
 }
 
 // explained is a sandbox in the JSON of explain.
@@ -65,7 +102,7 @@ func find(p *watch.Picture, name string) (*watch.Entry, error) {
 	}
 	switch len(found) {
 	case 0:
-		return nil, fmt.Errorf("no sandbox is called %q; watcher list shows those that are watched", name)
+		return nil, fmt.Errorf("no sandbox is called %q; %w", name, errUnwatched)
 	case 1:
 		return found[0], nil
 	default:

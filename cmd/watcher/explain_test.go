@@ -300,3 +300,45 @@ func (x *explaining) run(arg string, more ...string) string {
 	}
 	return out.String()
 }
+
+// A container that is not watched is not unknown: a person wants to know why no rule is about it.
+func TestExplainWhatIsNotWatched(t *testing.T) {
+	e := dockertest.Shared(t)
+	e.Run(t, dockertest.ContainerOptions{Name: "stray", Labels: map[string]string{"team": "red"}, NotStarted: true})
+	config := configFile(t, `
+[[rule]]
+name = "blue"
+match = { labels = ["team=blue"] }
+owner = { none = true }
+max-age = "1h"
+[[rule]]
+name = "agents"
+match = { name = "agent-*" }
+owner = { none = true }
+max-age = "1h"
+[[rule]]
+name = "clients"
+match = { labels = ["team"] }
+owner = { client = true }
+`)
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{nil, `no sandbox is called "stray"; watcher list shows those that are watched
+container ID exists, and has no label of watcher's; there is no rule
+`},
+		{[]string{"--config", config}, `no sandbox is called "stray"; watcher list shows those that are watched
+container ID exists, and has no label of watcher's; rule blue: it has no label team=blue; rule agents: its name is stray, and not agent-*; rule clients: no client is known that started it in the foreground
+`},
+	} {
+		got := on(t, e, append([]string{"explain", "stray"}, test.args...)...)
+		said := regexp.MustCompile(`\b[0-9a-f]{12}\b`).ReplaceAllString(got.stderr, "ID")
+		if got.code != exitFailed || strings.TrimPrefix(said, "watcher: ") != test.want {
+			t.Errorf("explain %v: exit code %d\n%s\nwant\n%s", test.args, got.code, said, test.want)
+		}
+	}
+	if got := on(t, e, "explain", "nobody"); got.stderr != "watcher: no sandbox is called \"nobody\"; watcher list shows those that are watched\n" {
+		t.Errorf("explain nobody: %s", got.stderr)
+	}
+}

@@ -448,6 +448,29 @@ func (e *Engine) RemoveOnce(ctx context.Context, id watch.ID) error {
 	return errors.Join(removeWith(ctx, cli, id), cli.Close())
 }
 
+// Describe returns what rules may look at of a container, and its full ID, for those who have no session. The error is, or
+// wraps, [ErrNoContainer] if there is none that name, an ID or a prefix of one, names.
+func (e *Engine) Describe(ctx context.Context, name string) (f watch.Facts, id string, err error) {
+	cli, err := e.dial(ctx)
+	if err != nil {
+		return watch.Facts{}, "", e.hint(err)
+	}
+	defer func() { err = errors.Join(err, cli.Close()) }()
+	c, err := cli.ContainerInspect(ctx, name)
+	switch {
+	case errdefs.IsNotFound(err):
+		return watch.Facts{}, "", ErrNoContainer
+	case err != nil:
+		return watch.Facts{}, "", err
+	case c.ContainerJSONBase == nil || c.Config == nil:
+		return watch.Facts{}, "", errors.New("the engine's answer lacks how the container was made")
+	}
+	return facts(c), c.ID, nil
+}
+
+// ErrNoContainer says that the engine has no such container.
+var ErrNoContainer = errors.New("no such container")
+
 // Close lets go of everything that is held.
 func (e *Engine) Close() {
 	e.mu.Lock()

@@ -220,9 +220,7 @@ func (d *doctor) any(has func(watch.Rule) bool) bool {
 
 // wantsEngine reports whether containers are watched: on a host whose rules are all about others, an engine need not be
 // there.
-func (d *doctor) wantsEngine() bool {
-	return len(d.config.effective()) == 0 || d.config.Docker.Host != "" || d.any(func(r watch.Rule) bool { return r.Kind == watch.Container })
-}
+func (d *doctor) wantsEngine() bool { return wantsEngine(d.config.effective(), d.config.Docker.Host) }
 
 // microVM reports whether a rule is about virtual machines, which no engine stops for us.
 func microVM(r watch.Rule) bool { return r.Kind != watch.Container }

@@ -26,9 +26,9 @@ type pass struct {
 	now     time.Time
 }
 
-// runPass scans once, and reaps what is to be reaped unless dry. The error is for what kept it from looking at all, or
+// runPass scans once, and reaps what is to be reaped unless dry. Edits are for who wants something else of the loop. The error is for what kept it from looking at all, or
 // for an interrupt.
-func (o *options) runPass(ctx context.Context, c *config, log *slog.Logger, dry bool) (*pass, error) {
+func (o *options) runPass(ctx context.Context, c *config, log *slog.Logger, dry bool, edits ...func(*reap.Config)) (*pass, error) {
 	parts, err := assemble(c)
 	if err != nil {
 		return nil, err
@@ -40,9 +40,12 @@ func (o *options) runPass(ctx context.Context, c *config, log *slog.Logger, dry 
 	p := &pass{policy: settings.Policy, rules: c.rules(), picture: settings.Picture, ends: map[watch.ID]reap.Reported{}}
 	settings.DryRun, settings.Once = dry, true
 	settings.Reported = func(r reap.Reported) { p.ends[r.Entry.ID] = r }
+	for _, edit := range edits {
+		edit(&settings)
+	}
 	loop := reap.NewLoop(settings)
-	// Without an engine there is nothing to look at: a session that cannot be had is the end.
-	err = runGroup(ctx, loop, parts.engine.Session, parts.scanner.Run, parts.census.Run)
+	// Without the engine that there must be, there is nothing to look at: a session that cannot be had is the end.
+	err = runGroup(ctx, loop, parts.session, parts.scanner.Run, parts.census.Run)
 	p.now = time.Now()
 	p.failed = loop.ScanError()
 	return p, err

@@ -42,6 +42,7 @@ type parts struct {
 	owners      *process.Owners
 	census      *process.Census
 	engine      *docker.Engine
+	engineHost  string // as it is configured; "": not
 	files       *statedir.Leftovers
 	firecracker *firecracker.MicroVMs
 	gomicrovm   *gomicrovm.VMs
@@ -49,6 +50,7 @@ type parts struct {
 	policies    chan reap.Policy
 	execs       atomic.Bool   // rules name programs, or microVMs that are processes, so that it matters what a process begins to run
 	relisten    chan struct{} // told when execs has changed
+	anyEngine   atomic.Bool   // containers are watched if there is an engine, and nothing is amiss if there is none
 }
 
 // A system lists the sandboxes of a kind and acts on them.
@@ -57,21 +59,21 @@ type system struct {
 	reap.Platform
 }
 
-// byID is a system that needs no more than an ID to act on a sandbox.
-func byID(s interface {
+// A lister is a system that needs no more than an ID to act on a sandbox.
+type lister interface {
 	reap.Lister
 	Stop(id watch.ID, step watch.Step) error
 	Remove(ctx context.Context, id watch.ID) error
-}) system {
-	return system{s, reap.ByID{System: s}}
 }
+
+func byID(s lister) system { return system{s, reap.ByID{System: s}} }
 
 func assemble(c *config) (*parts, error) {
 	host, err := process.NewHost(procRoot)
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{host: host, inbox: reap.NewInbox(), files: statedir.NewLeftovers(), policies: make(chan reap.Policy), relisten: make(chan struct{}, 1)}
+	p := &parts{engineHost: c.Docker.Host, host: host, inbox: reap.NewInbox(), files: statedir.NewLeftovers(), policies: make(chan reap.Policy), relisten: make(chan struct{}, 1)}
 	p.owners = process.NewOwners(host, p.inbox.Post)
 	p.census = process.NewCensus(host, p.inbox.Post)
 	p.engine = docker.New(c.Docker.Host, host, p.inbox.Post)
@@ -89,9 +91,46 @@ func assemble(c *config) (*parts, error) {
 // systems are the kinds of sandboxes, in the order in which they are listed.
 func (p *parts) systems() []system {
 	return []system{
-		byID(p.engine), byID(p.engine.Volumes()), byID(p.engine.Networks()), byID(p.files),
+		p.ofEngine(p.engine), p.ofEngine(p.engine.Volumes()), p.ofEngine(p.engine.Networks()), byID(p.files),
 		{p.firecracker, p.firecracker}, {p.gomicrovm, p.gomicrovm},
 	}
+}
+
+// wantsEngine reports whether an engine must be there: on a host whose rules are all about others it need not be.
+func wantsEngine(rules []watch.Rule, host string) bool {
+	return len(rules) == 0 || host != "" || slices.ContainsFunc(rules, func(r watch.Rule) bool { return r.Kind == watch.Container })
+}
+
+// engineless reports whether there is no engine, and need not be.
+func (p *parts) engineless() bool { return p.anyEngine.Load() && p.engine.Absent() }
+
+// ofEngine is a system of the engine, whose list is empty where there need not be one.
+func (p *parts) ofEngine(s lister) system {
+	whole := byID(s)
+	return system{optional{s, p.engineless}, whole.Platform}
+}
+
+// An optional lister finds nothing while it is absent.
+type optional struct {
+	reap.Lister
+	absent func() bool
+}
+
+// List lists what there is.
+func (l optional) List(ctx context.Context) ([]watch.Event, error) {
+	if l.absent() {
+		return nil, nil
+	}
+	return l.Lister.List(ctx)
+}
+
+// session is one session with the engine, if there is one.
+func (p *parts) session(ctx context.Context) error {
+	if !p.engineless() {
+		return p.engine.Session(ctx)
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 // follow makes rules the ones in force.
@@ -114,6 +153,7 @@ func (p *parts) follow(rules *watch.Rules) error {
 		default:
 		}
 	}
+	p.anyEngine.Store(!wantsEngine(rules.List, p.engineHost))
 	p.files.SetRules(rules)
 	p.engine.SetRules(rules)
 	p.firecracker.SetRules(rules)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/url"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -429,6 +430,16 @@ func listenerOf(conn net.Conn) (pid int, err error) {
 	var credErr error
 	err = raw.Control(func(fd uintptr) { pid, credErr = peer(fd) })
 	return pid, errors.Join(err, credErr)
+}
+
+// Absent reports whether there is no socket where the engine's would be, on this host: then it has no engine.
+func (e *Engine) Absent() bool {
+	path, ok := e.socket()
+	if !ok {
+		return false
+	}
+	_, err := os.Lstat(path)
+	return errors.Is(err, os.ErrNotExist)
 }
 
 // RemoveOnce removes a container, volume or network, as [Engine.Remove] and [Belongings.Remove] do, on a connection of its

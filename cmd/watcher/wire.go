@@ -88,10 +88,19 @@ func assemble(c *config) (*parts, error) {
 	return p, p.follow(c.rules())
 }
 
+// leftovers are acted on as they were listed: where they are may have been recorded under rules that are no more.
+type leftovers struct{ *statedir.Leftovers }
+
+func (l leftovers) Stop(s watch.Sandbox, step watch.Step) error { return l.Leftovers.Stop(s.ID, step) }
+
+func (l leftovers) Remove(ctx context.Context, s watch.Sandbox, _ reap.Tell) error {
+	return l.RemoveKnown(ctx, s)
+}
+
 // systems are the kinds of sandboxes, in the order in which they are listed.
 func (p *parts) systems() []system {
 	return []system{
-		p.ofEngine(p.engine), p.ofEngine(p.engine.Volumes()), p.ofEngine(p.engine.Networks()), byID(p.files),
+		p.ofEngine(p.engine), p.ofEngine(p.engine.Volumes()), p.ofEngine(p.engine.Networks()), {p.files, leftovers{p.files}},
 		{p.firecracker, p.firecracker}, {p.gomicrovm, p.gomicrovm},
 	}
 }

@@ -52,6 +52,7 @@ func (l *Leftovers) List(ctx context.Context) ([]watch.Event, error) {
 		seen[e.id()] = e.path
 		found = append(found, watch.Sandbox{
 			ID: e.id(), Name: readable(e.path), State: watch.Stopped, Created: born, Terms: terms, InUse: why != "",
+			Leaves: []watch.Leaf{{Kind: string(watch.File), Name: e.path}},
 		})
 		return nil
 	})
@@ -162,6 +163,23 @@ func (l *Leftovers) Remove(ctx context.Context, id watch.ID) error {
 		return fmt.Errorf("remove %s: %w", readable(file), err)
 	}
 	return nil
+}
+
+// RemoveKnown is [Leftovers.Remove] of a leftover as it was listed, perhaps before a restart. That it is still there and no rule
+// names it any more is an error, where Remove alone would find nothing and call that success.
+func (l *Leftovers) RemoveKnown(ctx context.Context, s watch.Sandbox) error {
+	for _, leaf := range s.Leaves {
+		if _, ok := l.plan.Load().terms(leaf.Name); ok {
+			continue
+		}
+		switch is, err := Incarnation(leaf.Name); {
+		case err != nil:
+			return fmt.Errorf("remove %s: %w", s.ID, err)
+		case is == s.ID.Name:
+			return fmt.Errorf("remove %s: no rule names it any more", readable(leaf.Name))
+		}
+	}
+	return l.Remove(ctx, s.ID)
 }
 
 // find returns the path of a leftover, or "" if there is no such leftover. Commands and restarts ask for what was not

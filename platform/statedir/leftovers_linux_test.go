@@ -104,7 +104,8 @@ func TestListTellsOfEach(t *testing.T) {
 	}
 	want := watch.Sandbox{
 		ID: got.ID, Name: dir + "/agent-1", State: watch.Stopped, Created: got.Created,
-		Terms: watch.Terms{Rule: "agents", Owners: []watch.Claim{{Kind: watch.ProgramClaim, Program: program}}},
+		Terms:  watch.Terms{Rule: "agents", Owners: []watch.Claim{{Kind: watch.ProgramClaim, Program: program}}},
+		Leaves: []watch.Leaf{{Kind: "file", Name: dir + "/agent-1"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -33,6 +33,9 @@ func (*Leftovers) Stop(watch.ID, watch.Step) error { return errUnsupported }
 // Remove fails.
 func (*Leftovers) Remove(context.Context, watch.ID) error { return errUnsupported }
 
+// RemoveKnown fails.
+func (*Leftovers) RemoveKnown(context.Context, watch.Sandbox) error { return errUnsupported }
+
 // Incarnation fails.
 func Incarnation(string) (string, error) { return "", errUnsupported }
 

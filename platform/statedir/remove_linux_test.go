@@ -208,6 +208,16 @@ func TestRemoveWhatIsNotNamed(t *testing.T) {
 	if err := l.Remove(t.Context(), id); err == nil {
 		t.Error("removed, and it is the root of a rule by now")
 	}
+	// Whoever did not list, as after a restart, would not find it. By what was recorded it is known to be there.
+	late := leftovers(dir + "/other")
+	known := watch.Sandbox{ID: id, Leaves: []watch.Leaf{{Kind: "file", Name: dir + "/agent-1"}}}
+	if err := late.RemoveKnown(t.Context(), known); err == nil {
+		t.Error("said to be gone, and the rule that named it is gone")
+	}
+	known.ID.Name = strings.Repeat("a", 64)
+	if err := late.RemoveKnown(t.Context(), known); err != nil {
+		t.Errorf("RemoveKnown = %v of what is gone, with another in its place", err)
+	}
 	if after := snapshot(t, dir); len(after) != len(before) {
 		t.Errorf("%q is left of %q", after, before)
 	}

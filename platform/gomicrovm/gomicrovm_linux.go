@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -53,11 +54,16 @@ type VMs struct {
 	vms      map[string]*vm             // by path
 	bare     map[string]struct{}        // folders in which there is nothing yet
 	runners  map[watch.Process]*runner  // that live
+	makers   map[watch.Process]maker    // likewise, of those who make microVMs
 	foreign  []stranger                 // that live in other PID namespaces
 	held     map[watch.Process]*held    // processes whose end matters
 	changed  map[string]struct{}        // paths to look at
-	execed   map[int]struct{}           // processes to look at
 	progress map[watch.ID]*atomic.Int64 // names removed so far
+
+	// Apart, so that whoever reads the kernel's reports waits for no look.
+	byPID  sync.Map // those that are held, by PID
+	execMu sync.Mutex
+	execed map[int]struct{} // processes to look at
 }
 
 // A held process is watched for its end, and remembered for as long as a record names it.
@@ -78,6 +84,13 @@ type runner struct {
 	nested  bool     // it is in another PID namespace than we are, and its files may be in another tree
 }
 
+// A maker is a process that makes microVMs.
+type maker struct {
+	born  time.Time
+	user  uint32
+	fault error // why it is not known whose it is
+}
+
 // A stranger is a process of one of the programs in another PID namespace than ours.
 type stranger struct {
 	process watch.Process
@@ -89,7 +102,7 @@ func New(host *process.Host, post func(...watch.Event)) *VMs {
 	v := &VMs{
 		host: host, post: post, poke: make(chan struct{}, 1), refresh: make(chan struct{}, 1),
 		dirs: map[string]*watch.Rule{}, vms: map[string]*vm{}, bare: map[string]struct{}{},
-		runners: map[watch.Process]*runner{}, held: map[watch.Process]*held{},
+		runners: map[watch.Process]*runner{}, makers: map[watch.Process]maker{}, held: map[watch.Process]*held{},
 		changed: map[string]struct{}{}, execed: map[int]struct{}{}, progress: map[watch.ID]*atomic.Int64{},
 	}
 	v.rules.Store(&[]watch.Rule{})
@@ -133,25 +146,26 @@ func (v *VMs) Exec(pid int, _ time.Time) {
 	if len(*v.rules.Load()) == 0 {
 		return
 	}
-	v.mu.Lock()
+	v.execMu.Lock()
 	v.execed[pid] = struct{}{}
-	v.mu.Unlock()
+	v.execMu.Unlock()
 	poke(v.poke)
 }
 
 // Witness takes in that the kernel reported the exit of a thread of the process with that PID, stamped at. The report only makes
 // us ask.
 func (v *VMs) Witness(pid int, at time.Time) {
+	known, ok := v.byPID.Load(pid)
+	if !ok {
+		return // as nearly all
+	}
+	h := known.(*held)
+	if exited, err := h.handle.Exited(); err != nil || !exited {
+		return
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, h := range v.held {
-		if h.process.PID != pid {
-			continue
-		}
-		if exited, err := h.handle.Exited(); err == nil && exited {
-			v.bury(h, at) // of two witnesses to one death the earlier one is nearer the truth
-		}
-	}
+	v.bury(h, at) // of two witnesses to one death the earlier one is nearer the truth
 }
 
 // Progress says how many names of a microVM have been removed, if it is being removed.
@@ -237,9 +251,13 @@ func (v *VMs) Run(ctx context.Context) error {
 
 // lookAtExeced looks whether somebody who execed is a runner, and at the folders that it names.
 func (v *VMs) lookAtExeced() {
+	v.execMu.Lock()
+	execed := slices.Collect(maps.Keys(v.execed))
+	clear(v.execed)
+	v.execMu.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for pid := range v.execed {
+	for _, pid := range execed {
 		// Nearly all are not. What they run may change between here and there: then there will be another report.
 		exe, err := os.Readlink(filepath.Join(procRoot, strconv.Itoa(pid), "exe"))
 		if err != nil || !runsOne(exe, nil) {
@@ -258,7 +276,6 @@ func (v *VMs) lookAtExeced() {
 			}
 		}
 	}
-	clear(v.execed)
 }
 
 // lookAtChanged looks at the folders of microVMs in which something changed, and posts what it finds.
@@ -428,10 +445,12 @@ func (v *VMs) List(ctx context.Context) ([]watch.Event, error) {
 		defer v.mu.Unlock()
 		clear(v.vms)
 		clear(v.bare)
-		v.near = nil
+		clear(v.runners)
+		clear(v.makers)
+		v.near, v.foreign, v.complete = nil, nil, false
 		v.sweep()
 		v.rewatch()
-		return []watch.Event{watch.Listed{Kind: watch.GoMicroVM, Asked: asked}}, nil
+		return []watch.Event{v.namespace(), watch.Listed{Kind: watch.GoMicroVM, Asked: asked}}, nil
 	}
 	dirs, near, err := v.expand(ctx)
 	if err != nil {
@@ -490,7 +509,23 @@ func (v *VMs) List(ctx context.Context) ([]watch.Event, error) {
 	v.sweep()
 	v.rewatch()
 	slices.SortFunc(listed.Sandboxes, func(a, b watch.Sandbox) int { return a.ID.Compare(b.ID) })
-	return append([]watch.Event{listed}, seen...), nil
+	return append([]watch.Event{v.namespace(), listed}, seen...), nil
+}
+
+// namespace says whether the PIDs in records are ours.
+func (v *VMs) namespace() watch.NamespaceSeen {
+	seen := watch.NamespaceSeen{Kind: watch.GoMicroVM}
+	initial, err := v.host.InitialNamespace()
+	shifted, shiftErr := v.host.ShiftedClock()
+	switch err := errors.Join(err, shiftErr); {
+	case err != nil:
+		seen.Detail = err.Error()
+	case !initial || shifted:
+		seen.Detail = "we are in a PID or time namespace of our own, and do not see all processes of this host"
+	default:
+		seen.Shared = true
+	}
+	return seen
 }
 
 // runsOne reports whether an executable is of the programs that matter.
@@ -524,6 +559,11 @@ func (v *VMs) meetAll(ctx context.Context) error {
 			}
 		}
 	}
+	for p := range v.makers {
+		if h := v.held[p]; !there[p] && (h == nil || h.exited) {
+			delete(v.makers, p)
+		}
+	}
 	v.complete = true
 	return nil
 }
@@ -540,7 +580,8 @@ func (v *VMs) meet(s *process.Sight) {
 		v.foreign = append(v.foreign, stranger{who, pids})
 	}
 	if !isOf(runnerFile, s.Exe, s.Argv) {
-		_ = s.Close()
+		v.makers[who] = maker{s.Born(), user, err}
+		v.hold(s.Handle)
 		return
 	}
 	r := &runner{process: who, user: user, group: s.Group, nested: len(pids) > 1, fault: err}
@@ -576,6 +617,7 @@ func (v *VMs) hold(handle *process.Handle) *held {
 	}
 	h := &held{handle: handle, process: who}
 	v.held[who] = h
+	v.byPID.Store(who.PID, h)
 	go func() {
 		err := handle.Wait()
 		at := time.Now()
@@ -599,8 +641,9 @@ func (v *VMs) bury(h *held, at time.Time) {
 	}
 	h.exited, h.at = true, at
 	delete(v.runners, h.process)
+	delete(v.makers, h.process)
 	for file, m := range v.vms {
-		if m.owner.process != h.process && m.runner != h.process {
+		if m.owner.process != h.process && m.runner != h.process && m.maker.owner != h.process {
 			continue
 		}
 		if m.sandbox.Init == h.process && !again {
@@ -615,6 +658,7 @@ func (v *VMs) release(p watch.Process) {
 	if h := v.held[p]; h != nil {
 		_ = h.handle.Close() // nobody can act on an error of that
 		delete(v.held, p)
+		v.byPID.CompareAndDelete(p.PID, h)
 	}
 }
 
@@ -625,6 +669,9 @@ func (v *VMs) sweep() {
 		needed[m.owner.process], needed[m.runner] = true, true
 	}
 	for p := range v.runners {
+		needed[p] = true
+	}
+	for p := range v.makers {
 		needed[p] = true
 	}
 	for p := range v.held {

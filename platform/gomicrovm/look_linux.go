@@ -22,6 +22,7 @@ type vm struct {
 	seen    []watch.Event // what was found of its owners
 	asked   time.Time
 	owner   writer        // of the sentinel
+	maker   finding       // of one without a sentinel: a bbox that may own it
 	runner  watch.Process // zero: none is known
 	begins  bool          // it is not complete yet, or never will be
 }
@@ -199,14 +200,15 @@ func (v *VMs) judge(m *vm, rule *watch.Rule, file string, dir, f *statedir.Folde
 	}
 	if whole {
 		m.claim(file, sentinelName, owner)
-	} else if rule.Owner.Process != "" {
-		m.sandbox.Terms.Owners = append(m.sandbox.Terms.Owners, watch.Claim{Kind: watch.ProgramClaim, Program: rule.Owner.Process})
+	} else if rule.Owner.Sentinel {
+		m.maker = v.made(f.Owner(), f.Born())
+		m.claims(watch.Claim{Kind: watch.AncestorClaim, Program: ownerFile}, m.maker)
 	}
-	switch sure := whole || rule.Owner.Process != ""; {
+	switch {
 	case running.life == watch.Exited && (r.stopped() || !whole && (r.stateErr != nil || r.state.PID == 0)):
 		m.disown() // G5
 		return
-	case rule.StopRunner && sure && running.life != watch.Unknown:
+	case rule.StopRunner && whole && running.life != watch.Unknown:
 		// The runner is stopped when the owner is dead, and so owns nothing itself. Dead, it does not either: the claims stay
 		// those that there were while it lived.
 	default:
@@ -243,7 +245,10 @@ func (r records) stopped() bool { return r.stateErr == nil && !r.state.Active }
 
 // claim adds what was found of a process that a record names.
 func (m *vm) claim(file, record string, found finding) {
-	c := watch.Claim{Kind: watch.RecordClaim, File: readable(file + "/" + record)}
+	m.claims(watch.Claim{Kind: watch.RecordClaim, File: readable(file + "/" + record)}, found)
+}
+
+func (m *vm) claims(c watch.Claim, found finding) {
 	m.sandbox.Terms.Owners = append(m.sandbox.Terms.Owners, c)
 	m.seen = append(m.seen, watch.OwnerSeen{
 		ID: m.sandbox.ID, Claim: c, Owner: found.owner, Life: found.life, Exited: found.exited, Asked: m.asked, Detail: found.detail,
@@ -357,6 +362,19 @@ func (v *VMs) absence(pid int) finding {
 			if inner == pid {
 				return unknown("process %d has the PID %d in another PID namespace, and may be the one that is meant", s.process.PID, pid)
 			}
+		}
+	}
+	return dead()
+}
+
+// made finds out whether a bbox of a user lives that may have made a folder: one that was there before it.
+func (v *VMs) made(user uint32, born time.Time) finding {
+	if !v.complete {
+		return unknown("the processes of this host have not been looked at yet")
+	}
+	for p, who := range v.makers {
+		if h := v.held[p]; h != nil && !h.exited && (who.user == user || who.fault != nil) && !who.born.After(born.Add(slack)) {
+			return alive(p)
 		}
 	}
 	return dead()

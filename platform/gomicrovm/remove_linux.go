@@ -122,7 +122,7 @@ func (v *VMs) remove(ctx context.Context, s watch.Sandbox, tell func(part string
 		return err
 	}
 	defer unlock()
-	if err := v.confirm(ctx, rule, file, dir, f); err != nil {
+	if err := v.confirm(ctx, rule, whole, f); err != nil {
 		return err
 	}
 	return v.removeFiles(ctx, s.ID, f, whole, tell)
@@ -172,7 +172,7 @@ func (v *VMs) lock(ctx context.Context, f *statedir.Folder) (unlock func(), err 
 
 // confirm looks once more, now that nobody else can begin anything, whether somebody lives (G6). A record that is not there any
 // more says nothing: a removal may have been interrupted.
-func (v *VMs) confirm(ctx context.Context, rule *watch.Rule, file string, dir, f *statedir.Folder) error {
+func (v *VMs) confirm(ctx context.Context, rule *watch.Rule, whole bool, f *statedir.Folder) error {
 	if err := v.meetAll(ctx); err != nil {
 		return err
 	}
@@ -183,15 +183,18 @@ func (v *VMs) confirm(ctx context.Context, rule *watch.Rule, file string, dir, f
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	m := &vm{sandbox: watch.Sandbox{ID: watch.ID{Kind: watch.GoMicroVM, Name: f.Incarnation()}}}
-	if before := v.vms[file]; before != nil && before.sandbox.ID == m.sandbox.ID {
+	if before := v.vms[f.Path()]; before != nil && before.sandbox.ID == m.sandbox.ID {
 		m.owner = before.owner
 	}
-	running := v.running(file, f.Owner(), r)
+	running := v.running(f.Path(), f.Owner(), r)
 	if err := running.check("runs it"); err != nil {
 		return err
 	}
-	if !rule.Owner.Sentinel || absent(r.sentinelErr) {
+	switch {
+	case !rule.Owner.Sentinel, absent(r.sentinelErr) && whole:
 		return nil
+	case absent(r.sentinelErr):
+		return v.made(f.Owner(), f.Born()).check("may have made it")
 	}
 	if r.sentinelErr != nil {
 		return r.sentinelErr

@@ -76,7 +76,7 @@ type stand struct {
 func broodbox(home *gomicrovmtest.Home) watch.Rule {
 	return watch.Rule{
 		Name: "broodbox", Kind: watch.GoMicroVM, Dirs: []string{home.VMs()},
-		Owner: watch.Evidence{Sentinel: true, Process: "bbox"}, StopRunner: true,
+		Owner: watch.Evidence{Sentinel: true}, StopRunner: true,
 	}
 }
 
@@ -136,7 +136,7 @@ func (s *stand) of(name string) (sandbox watch.Sandbox, lives string, there bool
 		var all []string
 		for _, o := range e.Owners {
 			what := filepath.Base(o.Claim.File)
-			if o.Claim.Kind == watch.ProgramClaim {
+			if o.Claim.Kind == watch.AncestorClaim {
 				what = o.Claim.Program
 			}
 			all = append(all, what+" "+o.Life.String())

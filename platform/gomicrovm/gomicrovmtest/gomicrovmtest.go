@@ -41,15 +41,33 @@ type Home struct {
 	tb  testing.TB
 	Dir string
 	bin string
+	uid int
 }
 
-// NewHome makes a home in a folder that is removed with the test.
+// NewHome makes a home of our own in a folder that is removed with the test.
 func NewHome(tb testing.TB) *Home {
 	tb.Helper()
-	h := &Home{tb: tb, Dir: filepath.Join(tb.TempDir(), "home", "ann")}
+	return NewHomeOf(tb, os.Geteuid())
+}
+
+// NewHomeOf makes a home of a user, whom its bboxes run as. For another user it needs root.
+func NewHomeOf(tb testing.TB, uid int) *Home {
+	tb.Helper()
+	top := tb.TempDir()
+	h := &Home{tb: tb, Dir: filepath.Join(top, "home", "ann"), uid: uid}
+	if uid != os.Geteuid() {
+		if err := os.Chmod(filepath.Dir(top), 0o755); err != nil {
+			tb.Fatal(err)
+		}
+	}
 	h.bin = filepath.Join(h.Dir, "bin")
 	for _, dir := range []string{h.VMs(), h.bin} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	for dir := h.VMs(); dir != h.Dir; dir = filepath.Dir(dir) {
+		if err := os.Lchown(dir, uid, uid); err != nil {
 			tb.Fatal(err)
 		}
 	}
@@ -144,8 +162,12 @@ func (h *Home) Start(name string, o Options) *VM {
 	vm.cmd.Env = append(os.Environ(), roleVariable+"=bbox", planVariable+"="+string(text), "GOTRACEBACK=none")
 	vm.cmd.Stderr = os.Stderr
 	vm.cmd.ExtraFiles = []*os.File{leash, orders, fromBBox}
+	vm.cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if o.PIDNS {
-		vm.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+		vm.cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+	}
+	if h.uid != os.Geteuid() {
+		vm.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(h.uid), Gid: uint32(h.uid)}
 	}
 	if err := vm.cmd.Start(); err != nil {
 		tb.Fatalf("gomicrovmtest: %v", err)

@@ -26,8 +26,8 @@ type pass struct {
 	now     time.Time
 }
 
-// runPass scans once, and reaps what is to be reaped unless dry. Edits are for who wants something else of the loop. The error is for what kept it from looking at all, or
-// for an interrupt.
+// runPass scans once, and reaps what is to be reaped unless dry. Edits are for who wants something else of the loop. The
+// error is for what kept it from looking at all, or for an interrupt.
 func (o *options) runPass(ctx context.Context, c *config, log *slog.Logger, dry bool, edits ...func(*reap.Config)) (*pass, error) {
 	parts, err := assemble(c)
 	if err != nil {

@@ -62,7 +62,7 @@ func newRootCommand() *cobra.Command {
 	root.Flags().BoolVar(&o.dryRun, "dry-run", false, "only say what would be done")
 	addOutput(root, o)
 
-	root.AddCommand(newListCommand(o), newExplainCommand(o), newFailedCommand(o), newLabelsCommand(o),
+	root.AddCommand(newListCommand(o), newExplainCommand(o), newKillCommand(o), newFailedCommand(o), newLabelsCommand(o),
 		newCheckCommand(o), newDoctorCommand(o), newVersionCommand())
 	for _, cmd := range root.Commands() {
 		usageOf(cmd)

@@ -54,8 +54,7 @@ type VMs struct {
 	vms      map[string]*vm             // by path
 	bare     map[string]struct{}        // folders in which there is nothing yet
 	runners  map[watch.Process]*runner  // that live
-	makers   map[watch.Process]maker    // likewise, of those who make microVMs
-	foreign  []stranger                 // that live in other PID namespaces
+	makers   map[watch.Process]*maker   // likewise
 	held     map[watch.Process]*held    // processes whose end matters
 	changed  map[string]struct{}        // paths to look at
 	progress map[watch.ID]*atomic.Int64 // names removed so far
@@ -76,25 +75,25 @@ type held struct {
 
 // A runner is a process that runs a microVM.
 type runner struct {
+	seen    time.Time
 	process watch.Process
 	user    uint32
 	group   int      // of processes
+	pids    []int    // that it has: ours, and those in the PID namespaces below that it is in
 	files   []string // of its microVM
 	fault   error    // why it is not known which these are
-	nested  bool     // it is in another PID namespace than we are, and its files may be in another tree
 }
+
+// nested reports whether it is in another PID namespace than we are: its files may be in another tree, too.
+func (r *runner) nested() bool { return len(r.pids) > 1 }
 
 // A maker is a process that makes microVMs.
 type maker struct {
+	seen  time.Time
 	born  time.Time
 	user  uint32
-	fault error // why it is not known whose it is
-}
-
-// A stranger is a process of one of the programs in another PID namespace than ours.
-type stranger struct {
-	process watch.Process
-	pids    []int // that it has there
+	pids  []int
+	fault error // why it is not known whose it is, and which PIDs it has
 }
 
 // New returns microVMs of which no rule speaks yet. post must neither block nor call back.
@@ -102,7 +101,7 @@ func New(host *process.Host, post func(...watch.Event)) *VMs {
 	v := &VMs{
 		host: host, post: post, poke: make(chan struct{}, 1), refresh: make(chan struct{}, 1),
 		dirs: map[string]*watch.Rule{}, vms: map[string]*vm{}, bare: map[string]struct{}{},
-		runners: map[watch.Process]*runner{}, makers: map[watch.Process]maker{}, held: map[watch.Process]*held{},
+		runners: map[watch.Process]*runner{}, makers: map[watch.Process]*maker{}, held: map[watch.Process]*held{},
 		changed: map[string]struct{}{}, execed: map[int]struct{}{}, progress: map[watch.ID]*atomic.Int64{},
 	}
 	v.rules.Store(&[]watch.Rule{})
@@ -447,7 +446,7 @@ func (v *VMs) List(ctx context.Context) ([]watch.Event, error) {
 		clear(v.bare)
 		clear(v.runners)
 		clear(v.makers)
-		v.near, v.foreign, v.complete = nil, nil, false
+		v.near, v.complete = nil, false
 		v.sweep()
 		v.rewatch()
 		return []watch.Event{v.namespace(), watch.Listed{Kind: watch.GoMicroVM, Asked: asked}}, nil
@@ -537,54 +536,51 @@ func isOf(program, exe string, argv []string) bool {
 	return path.Base(strings.TrimSuffix(exe, deletedSuffix)) == program || len(argv) > 0 && path.Base(argv[0]) == program
 }
 
-// meetAll takes a complete look at all processes.
+// meetAll takes a complete look at all processes. Who runs something else by now is of no program any more: a child that had not
+// execed ran what its parent ran.
 func (v *VMs) meetAll(ctx context.Context) error {
+	asked := time.Now()
 	found, err := v.host.Find(ctx, runsOne)
 	if err != nil {
 		return err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	there := map[watch.Process]bool{}
-	v.foreign = nil
 	for _, s := range found {
-		there[s.Process()] = true
 		v.meet(s)
 	}
-	for p := range v.runners {
-		if !there[p] {
-			// It may have begun since.
-			if h := v.held[p]; h == nil || h.exited {
-				delete(v.runners, p)
-			}
-		}
-	}
-	for p := range v.makers {
-		if h := v.held[p]; !there[p] && (h == nil || h.exited) {
-			delete(v.makers, p)
-		}
-	}
+	maps.DeleteFunc(v.runners, func(_ watch.Process, r *runner) bool { return r.seen.Before(asked) })
+	maps.DeleteFunc(v.makers, func(_ watch.Process, m *maker) bool { return m.seen.Before(asked) })
 	v.complete = true
 	return nil
 }
 
 // meet takes in a process of one of the programs, and its handle. The caller has the lock.
 func (v *VMs) meet(s *process.Sight) {
-	who := s.Process()
+	who, now, runs := s.Process(), time.Now(), isOf(runnerFile, s.Exe, s.Argv)
+	if r := v.runners[who]; r != nil && runs && v.lives(who) {
+		r.seen = now
+		_ = s.Close()
+		return
+	}
+	if m := v.makers[who]; m != nil && !runs && v.lives(who) {
+		m.seen = now
+		_ = s.Close()
+		return
+	}
+	delete(v.runners, who)
+	delete(v.makers, who)
 	pids, user, err := v.numbersOf(s.Handle)
 	if errors.Is(err, process.ErrGone) {
 		v.hold(s.Handle) // so that whoever knew it is told
 		return
 	}
-	if len(pids) > 1 || err != nil {
-		v.foreign = append(v.foreign, stranger{who, pids})
-	}
-	if !isOf(runnerFile, s.Exe, s.Argv) {
-		v.makers[who] = maker{s.Born(), user, err}
+	if !runs {
+		v.makers[who] = &maker{seen: now, born: s.Born(), user: user, pids: pids, fault: err}
 		v.hold(s.Handle)
 		return
 	}
-	r := &runner{process: who, user: user, group: s.Group, nested: len(pids) > 1, fault: err}
+	r := &runner{seen: now, process: who, user: user, group: s.Group, pids: pids, fault: err}
 	if r.fault == nil {
 		r.files, r.fault = parseRunner([]byte(strings.Join(s.Argv, "\x00") + "\x00"))
 	}
@@ -593,6 +589,12 @@ func (v *VMs) meet(s *process.Sight) {
 	}
 	v.runners[who] = r
 	v.hold(s.Handle)
+}
+
+// lives reports whether a process is held that was not seen dead. The caller has the lock.
+func (v *VMs) lives(p watch.Process) bool {
+	h := v.held[p]
+	return h != nil && !h.exited
 }
 
 func (v *VMs) numbersOf(h *process.Handle) ([]int, uint32, error) {

@@ -354,17 +354,26 @@ func (v *VMs) absence(pid int) finding {
 	if !v.complete {
 		return unknown("the processes of this host have not been looked at yet")
 	}
-	for _, s := range v.foreign {
-		if len(s.pids) == 0 {
-			return unknown("process %d may be in another PID namespace, and be the one that is meant", s.process.PID)
+	for who, run := range v.runners {
+		if v.lives(who) && means(run.pids, run.fault, pid) {
+			return elsewhere(who, pid)
 		}
-		for _, inner := range s.pids[1:] {
-			if inner == pid {
-				return unknown("process %d has the PID %d in another PID namespace, and may be the one that is meant", s.process.PID, pid)
-			}
+	}
+	for who, m := range v.makers {
+		if v.lives(who) && means(m.pids, m.fault, pid) {
+			return elsewhere(who, pid)
 		}
 	}
 	return dead()
+}
+
+// means reports whether a process has, or may have, a PID in another PID namespace.
+func means(pids []int, fault error, pid int) bool {
+	return len(pids) == 0 && fault != nil || len(pids) > 1 && slices.Contains(pids[1:], pid)
+}
+
+func elsewhere(who watch.Process, pid int) finding {
+	return unknown("process %d is or may be in another PID namespace, have the PID %d there, and be the one that is meant", who.PID, pid)
 }
 
 // made finds out whether a bbox of a user lives that may have made a folder: one that was there before it.
@@ -373,7 +382,7 @@ func (v *VMs) made(user uint32, born time.Time) finding {
 		return unknown("the processes of this host have not been looked at yet")
 	}
 	for p, who := range v.makers {
-		if h := v.held[p]; h != nil && !h.exited && (who.user == user || who.fault != nil) && !who.born.After(born.Add(slack)) {
+		if v.lives(p) && (who.user == user || who.fault != nil) && !who.born.After(born.Add(slack)) {
 			return alive(p)
 		}
 	}
@@ -384,13 +393,13 @@ func (v *VMs) made(user uint32, born time.Time) finding {
 func (v *VMs) running(file string, user uint32, r records) finding {
 	var mine []*runner
 	for _, run := range v.runners {
-		if h := v.held[run.process]; h == nil || h.exited {
+		if !v.lives(run.process) {
 			continue
 		}
 		switch {
-		case run.names(file) && run.user == user && !run.nested && run.fault == nil:
+		case run.names(file) && run.user == user && !run.nested() && run.fault == nil:
 			mine = append(mine, run)
-		case run.names(file) && (run.user == user || run.user == 0 || run.nested):
+		case run.names(file) && (run.user == user || run.user == 0 || run.nested()):
 			return unknown("process %d may run it: %v", run.process.PID, cmp.Or(run.fault, errElsewhere))
 		case run.fault != nil && run.user == user && (r.stateErr != nil || r.state.PID == run.process.PID):
 			return unknown("process %d may run it: %v", run.process.PID, run.fault)

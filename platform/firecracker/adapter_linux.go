@@ -512,8 +512,11 @@ func (m *MicroVMs) hold(s watch.Sandbox) (sight *process.Sight, ours bool, err e
 const endTime = 5 * time.Second
 
 // Remove removes what a microVM left behind, once its process is dead, its wrappers have ended, and nobody else is at home there
-// (F5). It tells of each part that is gone, and of each that is not why.
+// (F5). It tells of each part that is gone, and of each that is not why; tell may be nil.
 func (m *MicroVMs) Remove(ctx context.Context, s watch.Sandbox, tell func(part string, err error)) error {
+	if tell == nil {
+		tell = func(string, error) {}
+	}
 	if err := m.remove(ctx, s, tell); err != nil {
 		return fmt.Errorf("remove %s: %w", s.ID, err)
 	}

@@ -560,8 +560,8 @@ func TestWhatEndsByItself(t *testing.T) {
 	if seen := await(s, func(watch.OwnerSeen) bool { return true }); seen.Life != watch.Exited || seen.Owner.PID != r.PID {
 		t.Errorf("%+v", seen)
 	}
-	if told, err := s.remove(s.list().sandboxes[vm.ID]); err != nil {
-		t.Errorf("%v: %v", told, err)
+	if err := s.Remove(t.Context(), s.list().sandboxes[vm.ID], nil); err != nil { // nobody wants to hear of the parts
+		t.Error(err)
 	}
 	if exists(t, vm.Workspace) || len(s.list().sandboxes) != 0 {
 		t.Errorf("listed: %+v", s.list().sandboxes)

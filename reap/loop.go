@@ -75,9 +75,9 @@ type Config struct {
 	Reported func(e Reported) // optional: told the end of every reap
 	Boundary func(Boundary)   // optional: called at each boundary, from any goroutine
 
-	// Order is asked, once a full scan has been carried through, which sandboxes an operator wants to have reaped. With it
-	// nothing else is begun.
-	Order func(*watch.Picture) []watch.ID
+	// Order is asked, once a full scan has been carried through, which sandboxes an operator wants to have reaped. It is told
+	// what the scan could not see. With it nothing else is begun.
+	Order func(p *watch.Picture, unseen error) []watch.ID
 	// Told is told the result of each step, and of each part of a removal, from any goroutine. Optional.
 	Told func(id watch.ID, what string, err error)
 }

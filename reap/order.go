@@ -25,7 +25,7 @@ func (l *Loop) takeOrders() {
 		return
 	}
 	l.ordered = map[watch.ID]bool{}
-	for _, id := range l.Order(l.Picture) {
+	for _, id := range l.Order(l.Picture, l.unseen) {
 		now := time.Now()
 		l.apply(watch.Ordered{ID: id, Reason: string(Operator), At: now})
 		e := l.Picture.Entry(id)

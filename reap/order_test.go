@@ -18,7 +18,7 @@ import (
 func ordering(names ...string) func(*reap.Config) {
 	return func(c *reap.Config) {
 		c.Once = true
-		c.Order = func(p *watch.Picture) (ids []watch.ID) {
+		c.Order = func(p *watch.Picture, _ error) (ids []watch.ID) {
 			for _, id := range p.IDs() {
 				if slices.Contains(names, id.Name) {
 					ids = append(ids, id)

@@ -223,7 +223,7 @@ func (d *doctor) any(has func(watch.Rule) bool) bool {
 func (d *doctor) wantsEngine() bool { return wantsEngine(d.config.effective(), d.config.Docker.Host) }
 
 // microVM reports whether a rule is about virtual machines, which no engine stops for us.
-func microVM(r watch.Rule) bool { return r.Kind != watch.Container }
+func microVM(r watch.Rule) bool { return r.Kind == watch.Firecracker || r.Kind == watch.GoMicroVM }
 
 // usesFiles reports whether something in the file system is removed for a rule.
 func usesFiles(r watch.Rule) bool { return len(r.Files) > 0 || microVM(r) }
@@ -257,7 +257,7 @@ func (d *doctor) checks() []check {
 		{"state directory", true, d.checkStateDir},
 		{"log", true, d.checkLog},
 		{"journal", d.logFormat == journal.Journal, d.checkJournal},
-		{"inotify", d.any(microVM), d.checkInotify},
+		{"inotify", d.any(func(r watch.Rule) bool { return r.Kind == watch.GoMicroVM }), d.checkInotify},
 	}
 	for _, c := range capabilities {
 		all = append(all, check{strings.ToUpper(c.name), c.needed != nil && d.any(c.needed), func(context.Context) sign { return d.checkCapability(c) }})

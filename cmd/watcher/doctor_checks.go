@@ -370,7 +370,9 @@ var capabilities = []capability{
 }
 
 // removesNetworks reports whether network namespaces are removed for a rule.
-func removesNetworks(r watch.Rule) bool { return r.Kind == "firecracker" }
+func removesNetworks(r watch.Rule) bool {
+	return r.Kind == watch.Firecracker && (len(r.Remove) == 0 || slices.Contains(r.Remove, "netns"))
+}
 
 func (d *doctor) checkCapability(c capability) sign {
 	held, err := effectiveCapabilities()
@@ -454,8 +456,10 @@ func traces(rules []watch.Rule) (programs, globs []string) {
 		return all
 	}
 	for _, r := range rules {
-		programs = add(programs, r.Owner.Process)
+		programs = add(programs, r.Program, r.Owner.Process, r.Owner.Ancestor)
 		globs = add(globs, r.Files...)
+		globs = add(globs, slices.Concat(r.BaseDirs, r.JailDirs, r.Dirs)...)
+		globs = add(globs, r.SocketDir, r.Owner.Locks)
 	}
 	return programs, globs
 }

@@ -304,11 +304,11 @@ func (k *kill) carryOut(ctx context.Context, c *config, shown []target) error {
 	var ordered []target
 	p, passErr := k.o.runPass(ctx, c, log, false, func(settings *reap.Config) {
 		settings.Told = k.tell
-		settings.Order = func(p *watch.Picture) (ids []watch.ID) {
+		settings.Order = func(p *watch.Picture, unseen error) (ids []watch.ID) {
 			if ctx.Err() != nil {
 				return nil
 			}
-			ordered = k.order(p, settings, shown)
+			ordered = k.order(p, unseen, settings, shown)
 			for _, t := range ordered {
 				ids = append(ids, t.id)
 			}
@@ -347,7 +347,7 @@ func (k *kill) carryOut(ctx context.Context, c *config, shown []target) error {
 
 // order says what is to be reaped, and stops at once what is only to be stopped. The loop calls it when it has seen
 // everything.
-func (k *kill) order(p *watch.Picture, settings *reap.Config, shown []target) (ordered []target) {
+func (k *kill) order(p *watch.Picture, unseen error, settings *reap.Config, shown []target) (ordered []target) {
 	now := time.Now()
 	chosen, spared, err := k.choose(p, settings.Policy, now)
 	if shown != nil {
@@ -358,8 +358,8 @@ func (k *kill) order(p *watch.Picture, settings *reap.Config, shown []target) (o
 			fmt.Fprintf(k.stderr, "%s: %s\n", sandboxes(len(chosen)), names(chosen))
 		}
 	}
-	if err == nil && len(chosen) == 1 && k.name != "" && chosen[0].id.Name != k.name && chosen[0].row.Name != k.name {
-		err = unseen(p, settings)
+	if err == nil && unseen != nil && len(chosen) == 1 && k.name != "" && chosen[0].id.Name != k.name {
+		err = fmt.Errorf("whether nothing else is called %q cannot be told, so name the full ID: %w", k.name, unseen)
 	}
 	if err != nil {
 		k.err = err
@@ -376,16 +376,6 @@ func (k *kill) order(p *watch.Picture, settings *reap.Config, shown []target) (o
 		fmt.Fprintf(k.stdout, "      %s is left to its runner, which lives and cleans up\n", t)
 	}
 	return ordered
-}
-
-// unseen is an error if something could not be listed: what seems to be a unique prefix may then not be one.
-func unseen(p *watch.Picture, settings *reap.Config) error {
-	for kind := range settings.Platforms {
-		if p.Listed(kind).IsZero() {
-			return fmt.Errorf("whether this prefix of an ID is unique cannot be told, since not every %s could be seen; name the full ID", kind)
-		}
-	}
-	return nil
 }
 
 func names(all []target) string {

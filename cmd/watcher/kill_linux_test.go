@@ -462,6 +462,25 @@ func TestKillEndsWhatWasDropped(t *testing.T) {
 	}
 }
 
+// On a host whose rules are about others there need not be an engine, and nothing waits for one.
+func TestKillWithoutAnEngine(t *testing.T) {
+	dir := t.TempDir()
+	left := filepath.Join(dir, "left-1")
+	if err := os.WriteFile(left, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := configFile(t, fmt.Sprintf("[scan]\ninterval = \"1h\"\n[[rule]]\nname = \"left\"\nkind = \"file\"\nowner = { process = %q }\nfiles = [%q]\n", self, dir+"/left-*"))
+	r := command(t, "kill", left, "--force", "--config", config)
+	wantKilled(t, r, "ok    remove file", "("+left+")")
+	if _, err := os.Lstat(left); err == nil {
+		t.Errorf("%s is still there", left)
+	}
+}
+
 // A shell is offered what can be killed.
 func TestKillCompletes(t *testing.T) {
 	e := dockertest.Shared(t)

@@ -138,6 +138,7 @@ func (p *parts) session(ctx context.Context) error {
 	if !p.engineless() {
 		return p.engine.Session(ctx)
 	}
+	p.scanner.Poke() // which a session does by saying that the engine is there
 	<-ctx.Done()
 	return ctx.Err()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -53,12 +54,29 @@ func (v *VMs) signal(s watch.Sandbox, step watch.Step) error {
 		_ = now.Close()
 		return process.ErrGone
 	}
-	if !isOf(runnerFile, now.Exe, nil) {
+	if err := runs(now, s.Leaves); err != nil {
 		_ = now.Close()
-		return fmt.Errorf("process %d runs %s", s.Init.PID, readable(now.Exe))
+		return err
 	}
 	defer v.meet(now) // it is held from here on, so that its end is told
 	return now.SignalGroup(sig, func(other *process.Sight) bool { return isOf(runnerFile, other.Exe, nil) })
+}
+
+// runs returns nil if a process is the runner of what has these leaves.
+func runs(p *process.Sight, leaves []watch.Leaf) error {
+	files, err := parseRunner([]byte(strings.Join(p.Argv, "\x00") + "\x00"))
+	switch {
+	case !isOf(runnerFile, p.Exe, nil):
+		return fmt.Errorf("process %d runs %s", p.Process().PID, readable(p.Exe))
+	case err != nil:
+		return fmt.Errorf("process %d: %w", p.Process().PID, err)
+	}
+	for _, leaf := range leaves {
+		if slices.ContainsFunc(files, func(file string) bool { return within(file, leaf.Name) }) {
+			return nil
+		}
+	}
+	return fmt.Errorf("process %d runs another microVM", p.Process().PID)
 }
 
 // Remove removes what a microVM left, as its leaves say, once its runner is dead. That there is nothing left is success. The error

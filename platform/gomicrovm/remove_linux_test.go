@@ -337,6 +337,7 @@ func TestStopRefuses(t *testing.T) {
 		"one of another boot":     func(s *watch.Sandbox) { s.Init.Boot = "x" },
 		"an earlier one":          func(s *watch.Sandbox) { s.Init.Start-- },
 		"somebody else (G4)":      func(s *watch.Sandbox) { s.Init = processOf(t, stranger) },
+		"who runs another (G4)":   func(s *watch.Sandbox) { s.Leaves = []watch.Leaf{{Kind: "folder", Name: "/elsewhere"}} },
 		"the one that tests this": func(s *watch.Sandbox) { s.Init.PID = os.Getpid() },
 	} {
 		other := sandbox

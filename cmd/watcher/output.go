@@ -12,6 +12,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/docker/go-units"
 	"golang.org/x/term"
 
 	"watcher/reap"
@@ -32,6 +33,10 @@ type row struct {
 	Detail  string      `json:"detail,omitempty"`
 	Result  string      `json:"result"`
 	Error   string      `json:"error"`
+
+	// Of one that is being reaped:
+	Begun time.Time `json:"begun,omitzero"`
+	Left  int64     `json:"left_bytes,omitempty"` // on disk, as far as list could count in a moment
 }
 
 type owner struct {
@@ -55,7 +60,7 @@ func newRow(e *watch.Entry, j reap.Judgement) row {
 	return row{
 		Kind: e.ID.Kind, ID: e.ID.Name, Name: e.Name, State: e.State, Created: e.Created.UTC(),
 		Rule: cmp.Or(e.Terms.Rule, watch.RuleLabels), Owner: newOwner(e, j),
-		Verdict: j.Verdict.String(), Reason: j.Reason, Detail: j.Detail,
+		Verdict: j.Verdict.String(), Reason: j.Reason, Detail: j.Detail, Begun: e.Progress.Begun.UTC(),
 	}
 }
 
@@ -178,6 +183,9 @@ func writeTable(w io.Writer, rows []row, now time.Time, withResult bool) error {
 		color := map[string]string{"reap": red, "wait": yellow}[r.Verdict]
 		line := fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", r.Kind, shortID(r.ID), cmp.Or(r.Name, "-"), age(now.Sub(r.Created)),
 			r.state(), r.Owner.short(), paint(cmp.Or(color, green), r.Verdict), r.Reason)
+		if r.Left > 0 {
+			line += fmt.Sprintf(" (%s left)", units.BytesSize(float64(r.Left)))
+		}
 		if withResult {
 			line += "\t" + r.Result
 			if r.Error != "" {

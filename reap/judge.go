@@ -345,6 +345,9 @@ func (pol Policy) judgeSought(p *watch.Picture, e *watch.Entry, o *watch.Owner, 
 		return Judgement{Reason: Managed, Owner: watch.Alive}
 	case o.Life == watch.Alive:
 		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
+	case o.Life != watch.Exited && o.Look && kind != watch.SocketClaim:
+		// The look for another is under way; a scan makes up for it if it failed.
+		return Judgement{Verdict: Wait, Reason: TooYoung, Detail: o.Detail, Look: true}
 	case o.Life != watch.Exited:
 		return Judgement{Reason: OwnerUnknown, Detail: o.Detail, Look: o.Look}
 	case kind == watch.RecordClaim && (o.Process.PID != 0 || !o.Claim.Registry()), kind != watch.SocketClaim && !o.ExitedAt.IsZero():

@@ -87,7 +87,11 @@ func (o *Owner) seeProcess(s Sandbox, seen ProcessSeen) {
 	case ClientClaim:
 		o.learnClient(seen)
 	default:
-		if o.Claim.Kind.Sought() && o.Life == Alive && seen.Process == o.Process && seen.Life == Exited {
+		switch {
+		case !o.Claim.Kind.Sought() || o.Life != Alive || seen.Process != o.Process || seen.Life != Exited:
+		case o.Claim.Kind == RecordClaim && !o.Claim.Registry():
+			o.exit(seen.At) // nobody else was recorded
+		default:
 			// There may be another: a child that inherited the socket or the lock, an ancestor further up.
 			o.Life, o.Look, o.ExitedAt, o.Detail = Unknown, true, seen.At, "the owner that was found has exited, and another one is looked for"
 		}

@@ -73,11 +73,10 @@ func FuzzParseConfig(f *testing.F) {
 		}
 		names := map[string]bool{}
 		for _, rule := range c.effective() {
-			m, o := rule.Match, rule.Owner
+			o := rule.Owner
 			switch {
-			case rule.Name == "", rule.Name == watch.RuleLabels, names[rule.Name], rule.Kind != watch.Container,
-				len(m.Labels) == 0 && !m.Image.Given() && !m.Name.Given(),
-				o == watch.Evidence{}, o.None && o != watch.Evidence{None: true},
+			case rule.Name == "", rule.Name == watch.RuleLabels, names[rule.Name], !aboutSomething(rule),
+				o == watch.Evidence{} && rule.Kind != watch.GoMicroVM, o.None && o != watch.Evidence{None: true},
 				o.None && len(rule.States) == 0 && rule.MaxAge == 0 && rule.ExpiresLabel == "",
 				rule.MaxAge < 0, rule.StopTimeout < 0, rule.Alarm < 0:
 				t.Fatalf("%q is taken as the rule %+v", text, rule)
@@ -92,6 +91,25 @@ func FuzzParseConfig(f *testing.F) {
 			t.Fatalf("%q is taken, printed as\n%s\nand taken as something else (-first +then):\n%s", text, c.print(), diff)
 		}
 	})
+}
+
+// aboutSomething reports whether a rule says what it is about, in the way of its kind and in no other.
+func aboutSomething(rule watch.Rule) bool {
+	m := rule.Match
+	named := len(m.Labels) > 0 || m.Image.Given() || m.Name.Given()
+	below, folders := len(rule.BaseDirs)+len(rule.JailDirs) > 0, len(rule.Dirs) > 0
+	switch rule.Kind {
+	case watch.Container:
+		return named && !below && !folders
+	case watch.Firecracker:
+		return below && !folders
+	case watch.GoMicroVM:
+		return folders && !below
+	case watch.File:
+		return len(rule.Files) > 0 && !below && !folders && !named
+	default:
+		return false
+	}
 }
 
 func checkFaults(t *testing.T, text []byte, told string, isTOML bool) {

@@ -324,6 +324,9 @@ func (l *Loop) apply(ev watch.Event) {
 		if c == nil {
 			continue
 		}
+		if l.Told != nil && (e.Progress.InFlight || e.Progress.Step != watch.Remove) {
+			l.Told(e.ID, watch.Remove.String(), nil) // its system was quicker with the news, or with the removal
+		}
 		delete(l.open, e.ID)
 		end := newEnding(e, c, since)
 		l.ending = append(l.ending, end)

@@ -136,6 +136,51 @@ func TestAnOrderGrantsAStopTimeout(t *testing.T) {
 	})
 }
 
+// The operator is told once that it is gone, whoever tells it first.
+func TestAnOrderIsToldToItsEndOnce(t *testing.T) {
+	for name, edit := range map[string]func(*stand){
+		"the removal": func(*stand) {},
+		"the system, of the removal": func(s *stand) {
+			s.engine.remove = func(context.Context, string) error {
+				s.inbox.Post(watch.SandboxGone{ID: id("a"), At: time.Now()})
+				<-time.After(time.Millisecond)
+				return nil
+			}
+		},
+		"the system, by itself": func(s *stand) {
+			s.engine.refuse = func(watch.Step) error {
+				s.inbox.Post(watch.SandboxGone{ID: id("a"), At: time.Now()})
+				return nil
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var mu sync.Mutex
+			removed := 0
+			tell := func(c *reap.Config) {
+				c.Told = func(_ watch.ID, what string, err error) {
+					mu.Lock()
+					defer mu.Unlock()
+					if what == "remove" && err == nil {
+						removed++
+					}
+				}
+			}
+			onStand(t, newState(t).with(ordering("a"), tell), func(s *stand) {
+				edit(s)
+				s.engine.start(born("a", labels{"owner": "100"}))
+				s.list()
+				s.carriedOut()
+			})
+			mu.Lock()
+			defer mu.Unlock()
+			if removed != 1 {
+				t.Errorf("told %d times, want once", removed)
+			}
+		})
+	}
+}
+
 // What was begun before, by whomever, is the operator's from then on; what he does not speak of is left to others.
 func TestAnOrderTakesOverWhatWasBegun(t *testing.T) {
 	for name, remove := range map[string]func(context.Context, string) error{"goes": nil, "fails": busy} {

@@ -151,8 +151,10 @@ func judgeLevel(level connector.Level) sign {
 	}
 	// 8 MiB were asked for, of which the kernel shows the double (socket(7)).
 	if kept := level.ReceiveBuffer / 2; kept < 4<<20 {
-		return sign{yes, fmt.Sprintf("a canary's exit was told; %s; %d KiB of events are kept, too few for a flood of exits", strings.Join(by, ", "), kept>>10),
-			"CAP_NET_ADMIN, or net.core.rmem_max of 8388608, gives room for more"}
+		return sign{
+			yes, fmt.Sprintf("a canary's exit was told; %s; %d KiB of events are kept, too few for a flood of exits", strings.Join(by, ", "), kept>>10),
+			"CAP_NET_ADMIN, or net.core.rmem_max of 8388608, gives room for more",
+		}
 	}
 	return works("a canary's exit was told; %s; %d MiB of events are kept", strings.Join(by, ", "), level.ReceiveBuffer/2>>20)
 }

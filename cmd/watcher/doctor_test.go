@@ -101,8 +101,12 @@ func TestOnlyWhatFailedIsLookedAtAgain(t *testing.T) {
 		looks int
 		fails bool
 	}{
-		{yes, 1, false}, {unknown, 1, false}, {no, 1 + rechecks, true},
-		{yes, 3, false}, {unknown, 2, false}, {no, 1, false},
+		{yes, 1, false},
+		{unknown, 1, false},
+		{no, 1 + rechecks, true},
+		{yes, 3, false},
+		{unknown, 2, false},
+		{no, 1, false},
 	} {
 		d := found[i]
 		if d.Works != want.works || d.Looks != want.looks || d.fails() != want.fails || d.Detail != fmt.Sprintf("look %d", want.looks) {

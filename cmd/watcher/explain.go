@@ -127,7 +127,7 @@ func (x explanation) write(w io.Writer) error {
 	e, j := x.entry, x.verdict
 	var b strings.Builder
 	line := func(key, format string, args ...any) {
-		fmt.Fprintf(&b, "%-11s"+format+"\n", append([]any{key + ":"}, args...)...)
+		fmt.Fprintf(&b, "%-10s "+format+"\n", append([]any{key + ":"}, args...)...)
 	}
 	if e.Name == e.ID.Name || e.Name == "" {
 		line(string(e.ID.Kind), "%s", printable(e.ID.Name))
@@ -167,6 +167,12 @@ func (x explanation) rule() string {
 		return name + ": it matches files " + strings.Join(rule.Files, " or ")
 	}
 	var because []string
+	switch x.entry.ID.Kind {
+	case watch.Firecracker:
+		because = append(because, "it is at home in "+strings.Join(slices.Concat(rule.BaseDirs, rule.JailDirs), " or "))
+	case watch.GoMicroVM:
+		because = append(because, "it is in "+strings.Join(rule.Dirs, " or "))
+	}
 	for _, label := range rule.Match.Labels {
 		because = append(because, "label "+label.String())
 	}

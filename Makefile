@@ -1,4 +1,4 @@
-# Targets for users: build, install, uninstall, demo, test. For engineers: test-engines, lint, vuln, fuzz, proof, mutants, chaos, crowd, bench.
+# Targets for users: build, install, install-microvms, uninstall, demo, test. For engineers: test-engines, lint, vuln, fuzz, proof, mutants, chaos, crowd, bench.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := build
@@ -20,6 +20,8 @@ bin/watcher:
 UNITS := watcher.service watcher-scan.service watcher-scan.timer
 UNITDIR := $(DESTDIR)/usr/lib/systemd/system
 CATALOGDIR := $(DESTDIR)/usr/lib/systemd/catalog
+# Only for rules about Firecracker microVMs: systemd/microvms.conf says why it is not in the units.
+DROPINS := $(addsuffix .d/microvms.conf,$(addprefix $(UNITDIR)/,$(filter %.service,$(UNITS))))
 
 .PHONY: install
 install: build
@@ -30,10 +32,19 @@ install: build
 		chmod 0644 $(UNITDIR)/$$unit; \
 	done
 	install -D -m 0644 systemd/watcher.catalog $(CATALOGDIR)/watcher.catalog
+	for dropin in $(DROPINS); do if [ -e $$dropin ]; then install -m 0644 systemd/microvms.conf $$dropin; fi; done
 	if [ -z "$(DESTDIR)" ]; then \
 		journalctl --update-catalog || true; \
 		if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
 		echo "Installed. Next: systemctl enable --now watcher"; \
+	fi
+
+.PHONY: install-microvms
+install-microvms:
+	for dropin in $(DROPINS); do install -D -m 0644 systemd/microvms.conf $$dropin; done
+	if [ -z "$(DESTDIR)" ]; then \
+		if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
+		echo "Installed. Next: systemctl restart watcher"; \
 	fi
 
 .PHONY: uninstall
@@ -41,6 +52,7 @@ uninstall:
 	if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now watcher.service watcher-scan.timer; fi
 	rm -f $(DESTDIR)$(PREFIX)/bin/watcher $(CATALOGDIR)/watcher.catalog
 	for unit in $(UNITS); do rm -f $(UNITDIR)/$$unit; done
+	for dropin in $(DROPINS); do rm -f $$dropin; rmdir $${dropin%/*} 2>/dev/null || true; done
 	if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 # What the tests and the demo need besides Go. Packages that are there are left as they are.

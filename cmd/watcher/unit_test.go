@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,10 +23,14 @@ import (
 
 	"watcher/platform/connector"
 	"watcher/platform/docker/dockertest"
+	"watcher/platform/firecracker/firecrackertest"
 	"watcher/platform/process/processtest"
 	"watcher/reap"
 	"watcher/watch"
 )
+
+// unitCapabilities are those that the daemon's unit leaves it.
+var unitCapabilities = []uint{unix.CAP_KILL, unix.CAP_NET_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER}
 
 // What the units and `make install` agree on.
 const (
@@ -33,8 +39,10 @@ const (
 	daemonUnit    = "watcher.service"
 	scanUnit      = "watcher-scan.service"
 	scanTimer     = "watcher-scan.timer"
+	microVMsPart  = "microvms.conf"                    // what `make install-microvms` adds to both services
 	messageStart  = "e996fa2a62f64afb8a18f32e2c20ee2e" // the MESSAGE_ID of started
 	messageReaped = "acb7cd0dc4454347a0829f53e96983ae"
+	messageFailed = "9119892fa8dc43ab9e3d406fd560d996" // a step in reaping
 	messageLost   = "9224a55cda7444a2a7a275f1a74fb063"
 )
 
@@ -50,23 +58,42 @@ func TestUnitsAreValid(t *testing.T) {
 	for _, name := range unitNames(t) {
 		args = append(args, installUnit(t, dir, name, binary))
 	}
-	cmd := exec.Command("systemd-analyze", args...)
-	// Ours and the distribution's: what else is on this host is not ours to judge.
-	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":/usr/lib/systemd/system:/lib/systemd/system")
-	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	verify := func() {
+		t.Helper()
+		cmd := exec.Command("systemd-analyze", args...)
+		// Ours and the distribution's: what else is on this host is not ours to judge.
+		cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":/usr/lib/systemd/system:/lib/systemd/system")
+		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+		}
 	}
+	verify()
+	installMicroVMs(t, dir, daemonUnit)
+	installMicroVMs(t, dir, scanUnit)
+	verify()
 }
 
 func TestUnitsAreHardened(t *testing.T) {
 	needTool(t, "systemd-analyze", "systemd")
-	for _, name := range []string{daemonUnit, scanUnit} {
-		cmd := exec.Command("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold=35", filepath.Join(unitDir, name))
+	check := func(unit, threshold string) (exposure string) {
+		t.Helper()
+		cmd := exec.Command("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold="+threshold, unit)
 		out, err := cmd.CombinedOutput()
 		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-		t.Log(lines[len(lines)-1])
 		if err != nil {
-			t.Errorf("%s: systemd-analyze security: %v\n%s", name, err, out)
+			t.Errorf("%s: systemd-analyze security: %v\n%s", unit, err, out)
+		}
+		return lines[len(lines)-1]
+	}
+	dir := t.TempDir()
+	for _, name := range []string{daemonUnit, scanUnit} {
+		without := check(filepath.Join(unitDir, name), "35")
+		unit := installUnit(t, dir, name, unitBinary)
+		installMicroVMs(t, dir, name)
+		with := check(unit, "40")
+		t.Logf("%s; with %s: %s", without, microVMsPart, with)
+		if with == without {
+			t.Errorf("%s was not looked at", microVMsPart)
 		}
 	}
 }
@@ -104,6 +131,11 @@ func TestUnitsGiveReasons(t *testing.T) {
 			if l.hardens() && !l.reasoned && !shared {
 				t.Errorf("%s:%d: %s=%s has no comment directly above it", name, l.number, l.key, l.value)
 			}
+		}
+	}
+	for _, l := range readUnit(t, microVMsPart) {
+		if !l.reasoned {
+			t.Errorf("%s:%d: %s=%s has no comment directly above it", microVMsPart, l.number, l.key, l.value)
 		}
 	}
 	for _, d := range daemon {
@@ -272,6 +304,266 @@ func TestUnitTimerScans(t *testing.T) {
 	}
 }
 
+// What a Firecracker microVM leaves is removed under all that the unit takes away, with what microvms.conf gives back: mounts
+// of its own, its filter of system calls, its capabilities. Also by a daemon that comes after the one that began it, and by
+// a scan.
+func TestUnitRemovesMicroVMs(t *testing.T) {
+	for program, debianPackage := range map[string]string{"ip": "iproute2", "iptables": "iptables", "sudo": "sudo"} {
+		needTool(t, program, debianPackage)
+	}
+	temporaryIn(t, "/var/lib")
+	site := firecrackertest.NewSite(t)
+	netns := []string{site.Netns(), site.Netns(), site.Netns()} // and thereby the folder of names, which the manager is to see
+	m := startManager(t, hostOf(t)...)
+	site.Sockets = filepath.Join(m.dir, "run/vm0/sock")
+	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	var (
+		top    = filepath.Dir(site.Base)
+		locks  = filepath.Join(top, "locks")
+		config = filepath.Join(top, "watcher.toml")
+	)
+	writeFile(t, config, fmt.Sprintf(`[scan]
+grace = "1ms"
+
+[[rule]]
+name = "vm"
+kind = "firecracker"
+base-dirs = [%q]
+socket-dir = "/run/vm0/sock" # which the unit has in another place than we
+owner = { ancestor = "runner", lock-dir = %q }
+`, filepath.Join(top, "b*"), locks))
+	if err := os.Mkdir(locks, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{daemonUnit, scanUnit} {
+		installMicroVMs(t, filepath.Join(m.dir, "user/systemd/user"), name)
+		start := strings.Replace(readUnit(t, name).value(t, "ExecStart"), unitBinary, m.binary, 1) + " --config " + config
+		m.install(t, name, "ExecStart=", "ExecStart="+start, "RestartSec=100ms")
+	}
+	m.systemctl(t, "start", daemonUnit)
+
+	// After the start of the unit: what is made then must be as writable as what was there.
+	group := filepath.Join(cgroupsFor(t, filepath.Base(m.dir))[0], "guests") // which the manager's guard removes
+	chains := rulesOf(t, filepath.Base(m.dir))
+	start := func(netns string) (*firecrackertest.Runner, *unitVM) {
+		r := site.StartRunner()
+		r.Lock(locks)
+		vm := &unitVM{VM: r.Start(firecrackertest.Spawn{Chain: firecrackertest.Restore, Netns: netns})}
+		vm.leaf = filepath.Join(group, vm.ID)
+		if err := errors.Join(os.MkdirAll(vm.leaf, 0o755), os.WriteFile(filepath.Join(vm.leaf, "cgroup.procs"), []byte(strconv.Itoa(vm.PID)), 0)); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range chains {
+			c.add(t, netns)
+		}
+		return r, vm
+	}
+	watching := func() map[string]string {
+		return m.waitShow(t, "watching", func(p map[string]string) bool {
+			return strings.HasPrefix(p["StatusText"], "watching 1 sandbox(es), 0 being reaped")
+		})
+	}
+	gone := func(vm *unitVM) {
+		t.Helper()
+		m.waitEntry(t, "MESSAGE_ID="+messageReaped, "WATCHER_NAME="+vm.ID)
+		for _, left := range vm.leaves(t, chains) {
+			t.Errorf("%s is reaped, and left %s", vm.ID, left)
+		}
+	}
+
+	runner, vm := start(netns[0])
+	m.confined(t, watching()["MainPID"])
+	if left := vm.leaves(t, chains); len(left) != 6+len(chains) {
+		t.Fatalf("of the microVM there is to begin with: %q", left)
+	}
+	runner.Kill()
+	gone(vm)
+
+	// Who lives in the namespace keeps it, and with it the reap from its end.
+	runner, vm = start(netns[1])
+	inhabitant := exec.Command("ip", "netns", "exec", vm.Netns, "cat")
+	leash, err := inhabitant.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := inhabitant.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := sync.OnceFunc(func() {
+		_ = leash.Close()
+		_ = inhabitant.Wait()
+	})
+	t.Cleanup(ended)
+	eventually(t, "somebody lives in "+vm.Netns, func() (bool, string) {
+		out, err := exec.Command("ip", "netns", "pids", vm.Netns).CombinedOutput()
+		return slices.Contains(strings.Fields(string(out)), strconv.Itoa(inhabitant.Process.Pid)), fmt.Sprintf("%v %s", err, out)
+	})
+	before := watching()
+	runner.Kill()
+	m.waitEntry(t, "MESSAGE_ID="+messageFailed, "WATCHER_NAME="+vm.ID)
+	if _, err := os.Lstat(vm.Workspace); err == nil {
+		t.Error("the workspace was not removed, although it could be")
+	}
+	m.signal(t, before["MainPID"], unix.SIGSTOP)
+	ended()
+	m.signal(t, before["MainPID"], unix.SIGKILL)
+	gone(vm)
+	m.waitShow(t, "done", func(p map[string]string) bool {
+		return p["NRestarts"] == "1" && strings.HasPrefix(p["StatusText"], "watching 0 sandbox(es), 0 being reaped, 1 reaped")
+	})
+
+	// Without a daemon a scan does it.
+	m.systemctl(t, "stop", daemonUnit)
+	runner, vm = start(netns[2])
+	runner.Kill()
+	m.systemctl(t, "start", "--no-block", scanUnit)
+	gone(vm)
+	m.waitFor(t, scanUnit, "done", func(p map[string]string) bool { return p["ActiveState"] == "inactive" })
+	if got := m.ends(t); got[len(got)-1] != "success exited 0" {
+		t.Errorf("the daemons and the scan ended with %q", got)
+	}
+	for _, c := range chains {
+		if got := c.rules(t); len(got) != 1 {
+			t.Errorf("of %s there are the rules %q, want that of somebody else", c.program, got)
+		}
+	}
+}
+
+// hostOf has a watcher built that knows where the mounts of the host are. Some hosts let nobody look into their first process;
+// then that is us.
+func hostOf(t *testing.T) (build []string) {
+	t.Helper()
+	first, err := os.Stat("/proc/1/ns/mnt")
+	if errors.Is(err, fs.ErrPermission) {
+		return []string{fmt.Sprintf("-ldflags=-X watcher/platform/firecracker.hostInit=/proc/%d", os.Getpid())}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ours, err := os.Stat("/proc/self/ns/mnt"); err != nil || !os.SameFile(first, ours) {
+		t.Skipf("NOT RUN: needs the mounts of the host (%v)", err)
+	}
+	return nil
+}
+
+// temporaryIn has the test's own folders made in another than the usual one.
+func temporaryIn(t *testing.T, parent string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("NOT RUN: needs root")
+	}
+	dir, err := os.MkdirTemp(parent, "watcherunit-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", dir)
+}
+
+// A unitVM is a microVM with all that it is to leave.
+type unitVM struct {
+	*firecrackertest.VM
+	leaf string // its control group
+}
+
+// leaves tells what of it is there.
+func (vm *unitVM) leaves(t *testing.T, chains []*ruleChain) (there []string) {
+	t.Helper()
+	// One that has not been reaped yet is dead.
+	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", vm.PID)); err == nil && !strings.Contains(string(stat), ") Z ") {
+		there = append(there, "its process")
+	}
+	for _, file := range []string{vm.Workspace, vm.Sockets, "/run/netns/" + vm.Netns, vm.leaf, "/sys/class/net/" + strings.Replace(vm.Netns, "-ns-", "-ve-", 1)} {
+		if _, err := os.Lstat(file); err == nil {
+			there = append(there, file)
+		}
+	}
+	for _, c := range chains {
+		if slices.ContainsFunc(c.rules(t), func(rule string) bool { return strings.Contains(rule, vm.Netns) }) {
+			there = append(there, "a rule of "+c.program)
+		}
+	}
+	return there
+}
+
+// A ruleChain is a chain of rules of ours, in one back end of iptables.
+type ruleChain struct{ program, name string }
+
+// rulesOf makes a chain in each back end that this host has.
+func rulesOf(t *testing.T, name string) (chains []*ruleChain) {
+	t.Helper()
+	for _, program := range []string{"iptables-legacy", "iptables-nft"} {
+		c := &ruleChain{program, name}
+		if out, err := exec.Command(program, "-w", "-N", name).CombinedOutput(); err != nil {
+			t.Logf("%s is not to be had here: %v %s", program, err, out)
+			continue
+		}
+		t.Cleanup(func() {
+			c.run(t, "-F", c.name)
+			c.run(t, "-X", c.name)
+		})
+		c.add(t, "of somebody else")
+		chains = append(chains, c)
+	}
+	if len(chains) == 0 {
+		t.Fatal("no back end of iptables works")
+	}
+	return chains
+}
+
+func (c *ruleChain) add(t *testing.T, comment string) {
+	t.Helper()
+	c.run(t, "-A", c.name, "-m", "comment", "--comment", comment, "-j", "RETURN")
+}
+
+func (c *ruleChain) rules(t *testing.T) (rules []string) {
+	t.Helper()
+	for line := range strings.Lines(c.run(t, "-S", c.name)) {
+		if strings.HasPrefix(line, "-A ") {
+			rules = append(rules, strings.TrimSpace(line))
+		}
+	}
+	return rules
+}
+
+func (c *ruleChain) run(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(c.program, append([]string{"-w"}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", c.program, args, err, out)
+	}
+	return string(out)
+}
+
+// confined makes sure that a process of a unit is in the sandbox that the unit describes.
+func (m *manager) confined(t *testing.T, pid string) {
+	t.Helper()
+	for _, kind := range []string{"user", "pid", "net"} {
+		its, err := os.Readlink("/proc/" + pid + "/ns/" + kind)
+		ours, ourErr := os.Readlink("/proc/self/ns/" + kind)
+		if err := errors.Join(err, ourErr); err != nil || its != ours {
+			t.Fatalf("the unit is in %s, and we are in %s (%v): nothing of the host is in its reach there", its, ours, err)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/" + pid + "/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for point, want := range map[string]string{"/": "ro", "/proc/sys": "ro", "/run": "rw", "/var/lib": "rw"} {
+		if got := mountOption(string(mounts), point); got != want {
+			t.Errorf("in the unit %s is mounted %q, want %s", point, got, want)
+		}
+	}
+	m.checkStatus(t, pid, append([]uint{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_NET_RAW}, unitCapabilities...)...)
+}
+
 // inNoNamespace switches off what needs a mount or UTS namespace. A user manager makes a user namespace first, in which
 // the process connector is not to be had. TestUnitRunsInItsNamespaces does without these, and without that.
 var inNoNamespace = []string{
@@ -291,8 +583,14 @@ type manager struct {
 // managerScript runs in the manager's mount namespace. Its argument is our folder.
 const managerScript = `
 dir=$1
+mount --make-rslave / # with which the host's later mounts come here, as to any service manager, and ours do not go there
 mount --bind "$dir/machine-id" /etc/machine-id
-mount --bind "$dir/run" /run
+# Network namespaces of the host have their names here. A unit sees them twice then, as it does on hosts where /run is shared.
+if [ -d /run/netns ]; then
+	mkdir "$dir/run/netns"
+	mount --rbind /run/netns "$dir/run/netns"
+fi
+mount --rbind "$dir/run" /run
 # The manager mounts these over what a unit may not see, and believes PID 1 to have made them.
 cd /run/systemd/inaccessible
 touch reg
@@ -328,7 +626,8 @@ echo "cannot remove $left" >&2
 exit 1
 `
 
-func startManager(t *testing.T) *manager {
+// startManager starts a manager. Its watcher is built with these flags, if any.
+func startManager(t *testing.T, build ...string) *manager {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("NOT RUN: needs root, to start a service manager in namespaces of its own")
@@ -365,8 +664,8 @@ func startManager(t *testing.T) *manager {
 	writeFile(t, filepath.Join(dir, "machine-id"), "57a7c4e1a1c54d6f8f0d3a5b9c0e7f21\n")
 	writeFile(t, filepath.Join(dir, "run/systemd/journald.conf.d/test.conf"),
 		"[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nRateLimitBurst=0\nSeal=no\n")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", m.binary, ".")
-	if out, err := build.CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(t.Context(), "go", append(append([]string{"build"}, build...), "-o", m.binary, ".")...)
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	m.start(t)
@@ -417,10 +716,10 @@ func (m *manager) start(t *testing.T) {
 	cmd := exec.Command("/bin/sh", "-euc", managerScript, "manager", m.dir)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &unix.SysProcAttr{
-		Setsid:       true,
-		Unshareflags: unix.CLONE_NEWNS, // with which Go makes all mounts private
-		UseCgroupFD:  true,
-		CgroupFD:     int(group.Fd()),
+		Setsid:      true,
+		Cloneflags:  unix.CLONE_NEWNS,
+		UseCgroupFD: true,
+		CgroupFD:    int(group.Fd()),
 	}
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start the manager: %v", err)
@@ -477,7 +776,7 @@ func (m *manager) install(t *testing.T, name string, more ...string) {
 		// systemd forgets how a unit ended that nobody needs any more.
 		more = append(more, "ExecStopPost=/bin/sh -c 'echo $SERVICE_RESULT $EXIT_CODE $EXIT_STATUS >>$STATE_DIRECTORY/ends'")
 	}
-	if err := os.Mkdir(filepath.Join(dir, name+".d"), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, name+".d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	writeFile(t, filepath.Join(dir, name+".d/test.conf"), section+"\n"+strings.Join(more, "\n")+"\n")
@@ -611,19 +910,7 @@ func (m *manager) signal(t *testing.T, pid string, sig unix.Signal) {
 func (m *manager) checkConfinement(t *testing.T) {
 	t.Helper()
 	pid := m.show(t, "MainPID")["MainPID"]
-	status, err := os.ReadFile("/proc/" + pid + "/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for key, want := range map[string]string{
-		"CapEff":     fmt.Sprintf("%016x", 1<<unix.CAP_KILL|1<<unix.CAP_NET_ADMIN|1<<unix.CAP_SYS_PTRACE|1<<unix.CAP_DAC_OVERRIDE|1<<unix.CAP_FOWNER),
-		"NoNewPrivs": "1",
-		"Seccomp":    "2",
-	} {
-		if !strings.Contains(string(status), "\n"+key+":\t"+want+"\n") {
-			t.Errorf("the daemon's status has no line %s: %s\n%s", key, want, status)
-		}
-	}
+	m.checkStatus(t, pid, unitCapabilities...)
 	// Without pidfd_open, which a filter of system calls could take away, watcher works too, but not as well.
 	pidfds := 0
 	links, err := filepath.Glob("/proc/" + pid + "/fd/*")
@@ -637,6 +924,25 @@ func (m *manager) checkConfinement(t *testing.T) {
 	}
 	if pidfds < 2 {
 		t.Errorf("the daemon holds %d pidfds, want one of the owner and one of the container's init", pidfds)
+	}
+}
+
+// checkStatus makes sure that a process has these capabilities and no other, a filter of system calls, and no way to gain
+// anything by what it executes.
+func (m *manager) checkStatus(t *testing.T, pid string, capabilities ...uint) {
+	t.Helper()
+	status, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held uint64
+	for _, c := range capabilities {
+		held |= 1 << c
+	}
+	for key, want := range map[string]string{"CapEff": fmt.Sprintf("%016x", held), "CapBnd": fmt.Sprintf("%016x", held), "NoNewPrivs": "1", "Seccomp": "2"} {
+		if !strings.Contains(string(status), "\n"+key+":\t"+want+"\n") {
+			t.Errorf("the daemon's status has no line %s: %s\n%s", key, want, status)
+		}
 	}
 }
 
@@ -724,6 +1030,19 @@ func installUnit(t *testing.T, dir, name, binary string) string {
 	path := filepath.Join(dir, name)
 	writeFile(t, path, strings.ReplaceAll(string(text), unitBinary, binary))
 	return path
+}
+
+// installMicroVMs does for a service what `make install-microvms` does.
+func installMicroVMs(t *testing.T, dir, name string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(unitDir, microVMsPart))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, name+".d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, name+".d", microVMsPart), string(text))
 }
 
 func writeFile(t *testing.T, path, text string) {

@@ -377,14 +377,43 @@ func removesNetworks(r watch.Rule) bool {
 }
 
 func (d *doctor) checkCapability(c capability) sign {
-	held, err := effectiveCapabilities()
+	held, whose, err := d.capabilities()
 	if err != nil {
 		return cannotTell("", "%v", err)
 	}
 	if held&(1<<c.number) == 0 {
-		return d.forbidden("give it to watcher: CapabilityBoundingSet= in the unit, docker run --cap-add", "not held; it is %s", c.why)
+		remedy := "give it to watcher: CapabilityBoundingSet= in the unit, docker run --cap-add"
+		if c.number == unix.CAP_SYS_ADMIN || c.number == unix.CAP_SYS_CHROOT {
+			remedy = "give it to watcher: microvms.conf for the unit, which make install-microvms installs; docker run --cap-add"
+		}
+		return d.forbidden(remedy, "not held%s; it is %s", whose, c.why)
 	}
 	return works("held, %s", c.why)
+}
+
+// capabilities are those of the daemon, if one runs: root in a shell has more than a unit leaves it. Otherwise they are ours.
+func (d *doctor) capabilities() (held uint64, whose string, err error) {
+	if life, pid, err := statedir.Locked(d.stateDir); err == nil && life == watch.Alive && pid != 0 {
+		if held, err := capabilitiesOf(filepath.Join(d.proc, strconv.Itoa(pid), "status")); err == nil {
+			return held, fmt.Sprintf(" by the daemon, process %d", pid), nil
+		}
+	}
+	held, err = effectiveCapabilities()
+	return held, "", err
+}
+
+// capabilitiesOf reads the effective ones of a process (proc_pid_status(5)).
+func capabilitiesOf(status string) (uint64, error) {
+	text, err := os.ReadFile(status)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			return strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no line CapEff", status)
 }
 
 // effectiveCapabilities are those that the kernel asks for (capget(2)), a bit each.

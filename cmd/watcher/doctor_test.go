@@ -376,6 +376,37 @@ func TestDoctorFindsWhatAPresetIsFor(t *testing.T) {
 	}
 }
 
+// What a unit takes from the daemon is missing, whatever root has who asks.
+func TestDoctorOnADaemonThatMayLess(t *testing.T) {
+	needTool(t, "setpriv", "util-linux")
+	if os.Geteuid() != 0 {
+		t.Skip("only root can drop a capability")
+	}
+	self, err := os.Executable() // setpriv's own would be its own
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := t.TempDir()
+	cmd := program(t, "--docker-host", "unix:///no-engine.sock", "--state-dir", state)
+	cmd.Args = append([]string{"setpriv", "--bounding-set=-sys_chroot", self}, cmd.Args[1:]...)
+	cmd.Path = "/usr/bin/setpriv"
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	o := func() *options { return &options{dockerHost: "unix:///no-engine.sock", stateDir: state} }
+	eventually(t, "the daemon runs", func() (bool, string) {
+		found, _ := examined(t, o())
+		return strings.Contains(found["state directory"].Detail, "a daemon runs"), found["state directory"].Detail
+	})
+	found, _ := examined(t, o())
+	wantDiagnosis(t, found, "CAP_SYS_CHROOT", no, fmt.Sprintf("not held by the daemon, process %d", cmd.Process.Pid), "make install-microvms")
+	wantDiagnosis(t, found, "CAP_KILL", yes)
+}
+
 // Who is not root is told what could not be found out, and nothing of it is a failure.
 func TestDoctorAsSomebodyElse(t *testing.T) {
 	e := dockertest.Shared(t)

@@ -235,20 +235,21 @@ func (l *Loop) takeUp(c Case) {
 	}
 }
 
-// resumed is the event that brings a recorded case back into the picture.
-func (c Case) resumed() watch.CaseResumed {
+// Known is the sandbox of a case, as far as it is on record.
+func (c Case) Known() watch.Sandbox {
 	// An owner that no label can name was judged when the reap began, and the case goes on without.
 	terms := watch.Terms{Rule: c.Rule, Group: c.Group}
 	if claim, err := watch.ParseClaim(c.Owner); err == nil {
 		terms.Owners = []watch.Claim{claim}
 	}
-	ev := watch.CaseResumed{
-		Sandbox: watch.Sandbox{
-			ID: c.Sandbox(), Name: c.Name, Image: c.Image, Created: c.Created, Terms: terms,
-			Init: c.Init, Leaves: c.Leaves,
-		},
-		Reason: string(c.Reason), Begun: c.Begun, Attempts: c.Attempts,
+	return watch.Sandbox{
+		ID: c.Sandbox(), Name: c.Name, Image: c.Image, Created: c.Created, Terms: terms, Init: c.Init, Leaves: c.Leaves,
 	}
+}
+
+// resumed is the event that brings a recorded case back into the picture.
+func (c Case) resumed() watch.CaseResumed {
+	ev := watch.CaseResumed{Sandbox: c.Known(), Reason: string(c.Reason), Begun: c.Begun, Attempts: c.Attempts}
 	if c.Error != "" {
 		ev.Err = errors.New(c.Error)
 	}

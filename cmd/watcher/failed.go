@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"watcher/platform/docker"
-	"watcher/platform/statedir"
 	"watcher/reap"
 	"watcher/watch"
 )
@@ -157,7 +156,14 @@ func (o *options) retryFailed(ctx context.Context, stdout, stderr io.Writer, nam
 	}
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
-	err = removeOnce(ctx, c, letter.Sandbox())
+	said := func(step string, err error) {
+		if err != nil {
+			fmt.Fprintf(stdout, "FAIL  %s: %v\n", step, err)
+		} else {
+			fmt.Fprintf(stdout, "ok    %s\n", step)
+		}
+	}
+	err = removeOnce(ctx, c, letter, said)
 	step := fmt.Sprintf("remove %s %s (%s)", letter.Kind, shortID(letter.ID), letter.Name)
 	if err != nil {
 		fmt.Fprintf(stdout, "FAIL  %s: %v\n", step, err)
@@ -167,13 +173,22 @@ func (o *options) retryFailed(ctx context.Context, stdout, stderr io.Writer, nam
 	return docket.Close(letter.Sandbox())
 }
 
-func removeOnce(ctx context.Context, c *config, id watch.ID) error {
-	if id.Kind != watch.File {
-		return docker.New(c.Docker.Host, nil, nil).RemoveOnce(ctx, id)
+// removeOnce makes one attempt at a removal, by what is on record.
+func removeOnce(ctx context.Context, c *config, letter reap.Case, tell reap.Tell) error {
+	if !letter.Kind.OfHost() {
+		return docker.New(c.Docker.Host, nil, nil).RemoveOnce(ctx, letter.Sandbox())
 	}
-	files := statedir.NewLeftovers()
-	files.SetRules(c.rules())
-	return files.Remove(ctx, id)
+	p, err := assemble(c)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	for _, s := range p.systems() {
+		if s.Kind() == letter.Kind {
+			return s.Remove(ctx, letter.Known(), tell)
+		}
+	}
+	return fmt.Errorf("remove %s: of a kind that is not served", letter.Sandbox())
 }
 
 func (o *options) writeLetters(w io.Writer, letters []reap.Case, now time.Time) error {

@@ -38,7 +38,7 @@ type MicroVMs struct {
 // A microVM is one that was found. Its fields are never changed in place, but for those under the lock of all.
 type microVM struct {
 	sight   *process.Sight // nil: it has no process, or none that it would be clear of
-	sandbox watch.Sandbox
+	sandbox watch.Sandbox  // the leaves: under the lock
 	rule    *watch.Rule
 	home    home
 	began   time.Time // of the look that found it
@@ -345,7 +345,7 @@ func (m *MicroVMs) Witness(pid int, at time.Time) {
 	m.mu.Unlock()
 	for _, handle := range owners {
 		if ending, err := handle.Ending(); err == nil && ending {
-			m.ownerDied(handle.Process(), at)
+			m.ownerDied(handle.Process(), at, false)
 		}
 	}
 }
@@ -511,8 +511,8 @@ func (m *MicroVMs) hold(s watch.Sandbox) (sight *process.Sight, ours bool, err e
 // 60 ms.
 const endTime = 5 * time.Second
 
-// Remove removes what a microVM left behind, once its process is dead, its wrappers have ended, and nobody else is at home there
-// (F5). It tells of each part that is gone, and of each that is not why; tell may be nil.
+// Remove ends a microVM that still runs, and removes what it left behind once its process is dead, its wrappers have ended, and
+// nobody else is at home there (F5). It tells of each part that is gone, and of each that is not why; tell may be nil.
 func (m *MicroVMs) Remove(ctx context.Context, s watch.Sandbox, tell func(part string, err error)) error {
 	if tell == nil {
 		tell = func(string, error) {}
@@ -531,6 +531,10 @@ func (m *MicroVMs) remove(ctx context.Context, s watch.Sandbox, tell func(part s
 	}
 	leaves, err := leavesOf(rule, s)
 	if err != nil {
+		return err
+	}
+	// Who began with it may not have come as far as to kill it.
+	if err := m.stop(s, unix.SIGKILL); s.Init.PID != 0 && err != nil && !errors.Is(err, process.ErrGone) {
 		return err
 	}
 	if err := m.awaitEnd(ctx, s, leaves, tell); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"time"
 
 	"watcher/platform/process"
@@ -120,7 +121,7 @@ func (m *MicroVMs) ancestor(vm *microVM, before watch.OwnerSeen, seen *watch.Own
 		seen.Detail = err.Error()
 		return true
 	}
-	runs := func(a process.Ancestor) bool { return program.Matches(a.Exe, a.Argv) }
+	runs := func(a process.Ancestor) bool { return program.Matches(a.Exe, a.Argv) && m.deathOf(a.Process).IsZero() }
 	chain, err := vm.sight.Ancestors(runs)
 	found := len(chain) > 0 && runs(chain[len(chain)-1])
 	switch {
@@ -184,7 +185,7 @@ func (m *MicroVMs) lives(p watch.Process) (bool, error) {
 	m.mu.Unlock()
 	if o != nil {
 		exited, err := o.handle.Exited()
-		return !exited, err
+		return !exited && m.deathOf(p).IsZero(), err
 	}
 	handle, err := m.host.Open(p.PID)
 	switch {
@@ -226,23 +227,26 @@ func (m *MicroVMs) holdOwner(p watch.Process) {
 	go func() {
 		switch err := handle.Wait(); {
 		case err == nil:
-			m.ownerDied(p, time.Now())
+			m.ownerDied(p, time.Now(), true)
 		case !errors.Is(err, os.ErrClosed):
 			m.post(watch.LookFailed{At: time.Now(), Err: fmt.Errorf("wait for the end of process %d: %w", p.PID, err)})
 		}
 	}()
 }
 
-// ownerDied takes in that an owner is dead, and looks at once at all that it owned. Of two witnesses the earlier one is nearer the
-// truth.
-func (m *MicroVMs) ownerDied(p watch.Process, at time.Time) {
+// ownerDied takes in that an owner is dead, or is certain to be, and looks at once at all that it owned. Of two witnesses the earlier
+// one is nearer the truth. One that is about to die may hold a lock still, so the look is repeated when it has ended.
+func (m *MicroVMs) ownerDied(p watch.Process, at time.Time, ended bool) {
 	m.mu.Lock()
 	o := m.owners[p]
-	if o == nil || !o.died.IsZero() && !at.Before(o.died) {
+	earlier := o != nil && (o.died.IsZero() || at.Before(o.died))
+	if o == nil || !earlier && !ended {
 		m.mu.Unlock()
 		return
 	}
-	o.died = at
+	if earlier {
+		o.died = at
+	}
 	type orphan struct {
 		vm    *microVM
 		claim watch.Claim
@@ -258,13 +262,49 @@ func (m *MicroVMs) ownerDied(p watch.Process, at time.Time) {
 	m.mu.Unlock()
 	var events []watch.Event
 	l := newLook()
+	renewed := map[*microVM]bool{}
 	for _, o := range orphans {
+		if !renewed[o.vm] {
+			renewed[o.vm] = true
+			m.renewLeaves(o.vm)
+		}
 		if seen, ok := m.lookForOwner(l, o.vm, o.claim); ok {
 			events = append(events, seen)
 		}
 	}
 	if len(events) > 0 {
 		m.post(events...)
+	}
+}
+
+// renewLeaves adds what a microVM will leave behind by now to what was found before: a runner may move it into its control group
+// when it runs already. When it is dead nobody can tell any more.
+func (m *MicroVMs) renewLeaves(vm *microVM) {
+	m.mu.Lock()
+	running := vm.sight != nil && !vm.dead
+	m.mu.Unlock()
+	if !running {
+		return
+	}
+	now, err := vm.sight.Again()
+	if err != nil {
+		return // what was found before is all there is to know
+	}
+	found := leavesOfProcess(vm.rule, vm.home, now)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.all[vm.sandbox.ID] != vm || vm.dead {
+		return
+	}
+	leaves := slices.Clone(vm.sandbox.Leaves)
+	for _, leaf := range found {
+		if !slices.ContainsFunc(leaves, func(l watch.Leaf) bool { return l.Kind == leaf.Kind && l.Name == leaf.Name }) {
+			leaves = append(leaves, leaf)
+		}
+	}
+	if len(leaves) > len(vm.sandbox.Leaves) {
+		vm.sandbox.Leaves = leaves
+		m.post(watch.SandboxSeen{Sandbox: vm.sandbox, Asked: time.Now()})
 	}
 }
 

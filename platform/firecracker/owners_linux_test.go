@@ -423,3 +423,33 @@ func TestJailsOfOthers(t *testing.T) {
 		}
 	}
 }
+
+// TestALeafThatCameLater: a runner puts a microVM that runs into its control group, and dies. What nobody could tell when the
+// microVM is dead is told before.
+func TestALeafThatCameLater(t *testing.T) {
+	s := newScene(t)
+	mount := cgroupMount(t)
+	r := s.StartRunner()
+	vm := s.start(r, firecrackertest.Direct)
+	before := s.list().sandboxes[vm.ID]
+	group := filepath.Join(mount, "watcher-test-"+vm.ID)
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(group) })
+	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(fmt.Sprint(vm.PID)), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.Kill()
+	seen := await(s, func(watch.SandboxSeen) bool { return true }).Sandbox
+	if len(seen.Leaves) != len(before.Leaves)+1 || leaf(seen, firecracker.Cgroup) == "" {
+		t.Errorf("leaves %+v, had %+v", seen.Leaves, before.Leaves)
+	}
+	await(s, func(ev watch.OwnerSeen) bool { return ev.ID == seen.ID && ev.Life == watch.Exited })
+	if err := s.Stop(seen, watch.Kill); err != nil {
+		t.Fatal(err)
+	}
+	if told, err := s.remove(seen); err != nil || exists(t, group) {
+		t.Errorf("%v; told %v", err, told)
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -390,29 +391,25 @@ func (s *Site) ready(vm *VM) int {
 // it is still there.
 func (s *Site) Netns() string {
 	s.tb.Helper()
-	for pool := 0xd0; pool < 0x100; pool++ {
-		for n := range 0x100 {
-			name := fmt.Sprintf("vm0-ns-%02x-%02x", pool, n)
+	for range 1000 {
+		// A name that was just removed is not given again: another test must not be taken for what is left.
+		name := fmt.Sprintf("vm0-ns-%02x-%02x", 0xd0+rand.IntN(0x30), rand.IntN(0x100))
+		if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
 			if _, err := os.Lstat("/run/netns/" + name); err == nil {
 				continue
 			}
-			if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
-				if _, err := os.Lstat("/run/netns/" + name); err == nil {
-					continue // somebody was quicker
-				}
-				s.tb.Fatalf("firecrackertest: ip netns add: %v: %s", err, out)
-			}
-			veth := strings.Replace(name, "-ns-", "-ve-", 1)
-			s.tb.Cleanup(func() {
-				_ = exec.Command("ip", "netns", "del", name).Run()
-				_ = exec.Command("ip", "link", "del", veth).Run()
-			})
-			out, err := exec.Command("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", name).CombinedOutput()
-			if err != nil {
-				s.tb.Fatalf("firecrackertest: ip link add: %v: %s", err, out)
-			}
-			return name
+			s.tb.Fatalf("firecrackertest: ip netns add: %v: %s", err, out)
 		}
+		veth := strings.Replace(name, "-ns-", "-ve-", 1)
+		s.tb.Cleanup(func() {
+			_ = exec.Command("ip", "netns", "del", name).Run()
+			_ = exec.Command("ip", "link", "del", veth).Run()
+		})
+		out, err := exec.Command("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", name).CombinedOutput()
+		if err != nil {
+			s.tb.Fatalf("firecrackertest: ip link add: %v: %s", err, out)
+		}
+		return name
 	}
 	s.must(errors.New("every name of a network namespace is taken"))
 	return ""

@@ -22,6 +22,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 
 	"watcher/platform/docker/dockertest"
+	"watcher/platform/gomicrovm/gomicrovmtest"
 	"watcher/platform/process/processtest"
 	"watcher/reap"
 	"watcher/watch"
@@ -45,6 +46,7 @@ const stateVariable = "STATE_DIRECTORY"
 
 func TestMain(m *testing.M) {
 	processtest.Main()
+	gomicrovmtest.Main()
 	if os.Getenv(asProgram) != "" {
 		if os.Getenv(lifelineAt) != "" {
 			go func() {

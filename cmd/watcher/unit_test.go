@@ -348,11 +348,18 @@ owner = { ancestor = "runner", lock-dir = %q }
 	start := func(netns string) (*firecrackertest.Runner, *unitVM) {
 		r := site.StartRunner()
 		r.Lock(locks)
-		vm := &unitVM{VM: r.Start(firecrackertest.Spawn{Chain: firecrackertest.Restore, Netns: netns})}
-		vm.leaf = filepath.Join(group, vm.ID)
-		if err := errors.Join(os.MkdirAll(vm.leaf, 0o755), os.WriteFile(filepath.Join(vm.leaf, "cgroup.procs"), []byte(strconv.Itoa(vm.PID)), 0)); err != nil {
+		id, err := os.ReadFile("/proc/sys/kernel/random/uuid")
+		if err != nil {
 			t.Fatal(err)
 		}
+		vm := &unitVM{leaf: filepath.Join(group, strings.TrimSpace(string(id)))}
+		if err := os.MkdirAll(vm.leaf, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		vm.VM = r.Start(firecrackertest.Spawn{
+			Chain: firecrackertest.Restore, ID: filepath.Base(vm.leaf), Netns: netns,
+			Below: []string{"sh", "-c", `echo $$ >"$0/cgroup.procs" && exec "$@"`, vm.leaf},
+		})
 		for _, c := range chains {
 			c.add(t, netns)
 		}

@@ -78,7 +78,7 @@ func (o *options) runDaemon(ctx context.Context) error {
 	log.Info("started", watch.KeyEvent, watch.EventStarted, "version", version, "engine", parts.engine.Host(), "config", c.file, "dry_run", o.dryRun)
 	listening := func(ctx context.Context) error { return listen(ctx, log, parts) }
 	reloading := func(ctx context.Context) error { return o.reload(ctx, hangups, log, c, parts, unit) }
-	err = runGroup(ctx, reap.NewLoop(settings), parts.engine.Run, listening, parts.census.Run, parts.firecracker.Run, parts.gomicrovm.Run, reloading, parts.scanner.Run)
+	err = runGroup(ctx, reap.NewLoop(settings), parts.runEngine, listening, parts.census.Run, parts.firecracker.Run, parts.gomicrovm.Run, reloading, parts.scanner.Run)
 	if err := unit.manager.Stopping(); err != nil {
 		log.Debug("could not tell systemd", watch.KeyError, err)
 	}

@@ -44,6 +44,9 @@ owner = { ancestor = "runner" }
 			failed, ok := r["lists_failed"].(float64)
 			return telling(watch.EventScan)(r) && ok && failed == 0
 		})
+		if lost := d.records(telling(watch.EventSourceLost)); len(lost) > 0 {
+			t.Errorf("it misses %v", lost)
+		}
 	})
 	for _, test := range []struct {
 		name string

@@ -42,7 +42,8 @@ type parts struct {
 	owners      *process.Owners
 	census      *process.Census
 	engine      *docker.Engine
-	engineHost  string // as it is configured; "": not
+	interval    time.Duration // between scans, as it was at the start
+	engineHost  string        // as it is configured; "": not
 	files       *statedir.Leftovers
 	firecracker *firecracker.MicroVMs
 	gomicrovm   *gomicrovm.VMs
@@ -73,7 +74,7 @@ func assemble(c *config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{engineHost: c.Docker.Host, host: host, inbox: reap.NewInbox(), files: statedir.NewLeftovers(), policies: make(chan reap.Policy), relisten: make(chan struct{}, 1)}
+	p := &parts{engineHost: c.Docker.Host, interval: c.Scan.Interval, host: host, inbox: reap.NewInbox(), files: statedir.NewLeftovers(), policies: make(chan reap.Policy), relisten: make(chan struct{}, 1)}
 	p.owners = process.NewOwners(host, p.inbox.Post)
 	p.census = process.NewCensus(host, p.inbox.Post)
 	p.engine = docker.New(c.Docker.Host, host, p.inbox.Post)
@@ -141,6 +142,21 @@ func (p *parts) session(ctx context.Context) error {
 	p.scanner.Poke() // which a session does by saying that the engine is there
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+// runEngine keeps a session with the engine. Where there need not be one, it looks now and then whether there is one by now.
+func (p *parts) runEngine(ctx context.Context) error {
+	again := time.NewTicker(p.interval)
+	defer again.Stop()
+	for p.engineless() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-again.C:
+		}
+	}
+	again.Stop()
+	return p.engine.Run(ctx)
 }
 
 // follow makes rules the ones in force.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"path/filepath"
 	"runtime"
@@ -231,29 +230,13 @@ func (p *parts) loop(c *config, log *slog.Logger, docket *reap.Docket) reap.Conf
 	for _, kind := range []watch.Kind{watch.File, watch.Firecracker, watch.GoMicroVM} {
 		picture.Apply(watch.SourceBack{Source: "this host", Kind: kind, At: time.Now()})
 	}
-	picture.Apply(p.filesNamespace())
+	picture.Apply(p.host.Namespace(watch.File))
 	return reap.Config{
 		Policy: c.policy(), Picture: picture, Inbox: p.inbox, Owners: processes{p.owners, p.census},
 		Platforms: platforms,
 		Log:       log, Workers: removalsAtOnce(), Timeout: removeTimeout,
 		Rescan: p.scanner.Poke, Count: p.census.Count, Policies: p.policies, Docket: docket, Boundary: boundary,
 	}
-}
-
-// filesNamespace says whether the owners of files can be judged here.
-func (p *parts) filesNamespace() watch.NamespaceSeen {
-	seen := watch.NamespaceSeen{Kind: watch.File}
-	initial, err := p.host.InitialNamespace()
-	shifted, shiftErr := p.host.ShiftedClock()
-	switch err := errors.Join(err, shiftErr); {
-	case err != nil:
-		seen.Detail = err.Error()
-	case !initial || shifted:
-		seen.Detail = "we are in a PID or time namespace of our own, and do not see all processes that use the files of this host"
-	default:
-		seen.Shared = true
-	}
-	return seen
 }
 
 // runGroup runs a loop and the others until one of them returns or ctx ends. The loop is the first actor: it is

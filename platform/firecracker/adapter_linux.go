@@ -156,23 +156,7 @@ func (l *listing) publish() []watch.Event {
 	}
 	slices.SortFunc(listed.Sandboxes, func(a, b watch.Sandbox) int { return a.ID.Compare(b.ID) })
 	m.sweep()
-	return append([]watch.Event{m.namespace(), listed}, owners...)
-}
-
-// namespace says whether what we see of processes is what the host sees.
-func (m *MicroVMs) namespace() watch.NamespaceSeen {
-	seen := watch.NamespaceSeen{Kind: watch.Firecracker}
-	initial, err := m.host.InitialNamespace()
-	shifted, shiftErr := m.host.ShiftedClock()
-	switch err := errors.Join(err, shiftErr); {
-	case err != nil:
-		seen.Detail = err.Error()
-	case !initial || shifted:
-		seen.Detail = "we are in a PID or time namespace of our own, and do not see all processes of this host"
-	default:
-		seen.Shared = true
-	}
-	return seen
+	return append([]watch.Event{m.host.Namespace(watch.Firecracker), listed}, owners...)
 }
 
 // ended is what a microVM is when its process is dead.
@@ -415,7 +399,7 @@ func (m *MicroVMs) meet(ctx context.Context, pid int) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !vm.dead {
-		m.post(append([]watch.Event{m.namespace(), watch.SandboxSeen{Sandbox: vm.sandbox, Asked: l.asked}}, seen...)...)
+		m.post(append([]watch.Event{m.host.Namespace(watch.Firecracker), watch.SandboxSeen{Sandbox: vm.sandbox, Asked: l.asked}}, seen...)...)
 	}
 	return nil
 }

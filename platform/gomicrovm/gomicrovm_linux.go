@@ -449,7 +449,7 @@ func (v *VMs) List(ctx context.Context) ([]watch.Event, error) {
 		v.near, v.complete = nil, false
 		v.sweep()
 		v.rewatch()
-		return []watch.Event{v.namespace(), watch.Listed{Kind: watch.GoMicroVM, Asked: asked}}, nil
+		return []watch.Event{v.host.Namespace(watch.GoMicroVM), watch.Listed{Kind: watch.GoMicroVM, Asked: asked}}, nil
 	}
 	dirs, near, err := v.expand(ctx)
 	if err != nil {
@@ -508,23 +508,7 @@ func (v *VMs) List(ctx context.Context) ([]watch.Event, error) {
 	v.sweep()
 	v.rewatch()
 	slices.SortFunc(listed.Sandboxes, func(a, b watch.Sandbox) int { return a.ID.Compare(b.ID) })
-	return append([]watch.Event{v.namespace(), listed}, seen...), nil
-}
-
-// namespace says whether the PIDs in records are ours.
-func (v *VMs) namespace() watch.NamespaceSeen {
-	seen := watch.NamespaceSeen{Kind: watch.GoMicroVM}
-	initial, err := v.host.InitialNamespace()
-	shifted, shiftErr := v.host.ShiftedClock()
-	switch err := errors.Join(err, shiftErr); {
-	case err != nil:
-		seen.Detail = err.Error()
-	case !initial || shifted:
-		seen.Detail = "we are in a PID or time namespace of our own, and do not see all processes of this host"
-	default:
-		seen.Shared = true
-	}
-	return seen
+	return append([]watch.Event{v.host.Namespace(watch.GoMicroVM), listed}, seen...), nil
 }
 
 // runsOne reports whether an executable is of the programs that matter.

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/prometheus/procfs"
+
+	"watcher/watch"
 )
 
 // A Host is a view of the processes of this machine. It is safe for concurrent use.
@@ -95,6 +97,23 @@ func (h *Host) ShiftedClock() (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// Namespace says whether the owners of sandboxes of a kind, which are of the host and not of a system with processes of its own,
+// can be judged here: whether what we see of processes is what the host sees, with the same numbers and start times.
+func (h *Host) Namespace(kind watch.Kind) watch.NamespaceSeen {
+	seen := watch.NamespaceSeen{Kind: kind}
+	initial, err := h.InitialNamespace()
+	shifted, shiftErr := h.ShiftedClock()
+	switch err := errors.Join(err, shiftErr); {
+	case err != nil:
+		seen.Detail = err.Error()
+	case !initial || shifted:
+		seen.Detail = "we are in a PID or time namespace of our own, and do not see all processes of this host"
+	default:
+		seen.Shared = true
+	}
+	return seen
 }
 
 // dir is the folder of a process in this host's proc file system.

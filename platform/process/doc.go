@@ -22,6 +22,8 @@
 //	    what its parent ran, and if it execs another program it was on its way there.
 //	P7  A complete look is complete or an error. Whoever existed when it was asked for, and lives, is in it: alive if it
 //	    is of the program, unknown if what it runs cannot be read. Only the init of the host is not unknown.
+//	    [Host.Find] alone takes one by the name of its executable whose arguments do not come, since its exec does not end, and
+//	    reads no more than 2 MiB of them: whoever brings that about would otherwise keep everybody else from being found.
 //	P8  No event and no look can hide a process from a complete look. An exec is a reason to look earlier, and no more.
 //	P9  What a [Sight] shows was so at one moment: the stat before and behind it says the same, and the process lived.
 //	P10 The ancestors of a process are all, or an error. They were above one another at one moment, and the first of them that

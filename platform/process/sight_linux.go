@@ -18,9 +18,9 @@ type Sight struct {
 	Parent  int // 0: none that we could see
 	Group   int
 	Session int
-	Exe     string // as the kernel writes it: " (deleted)" may follow it, and in a chroot it begins there
-	Argv    []string
-	Cwd     string // likewise; see CwdFile for what it is
+	Exe     string   // as the kernel writes it: " (deleted)" may follow it, and in a chroot it begins there
+	Argv    []string // none yet in the midst of an exec; of more than 2 MiB the first
+	Cwd     string   // likewise; see CwdFile for what it is
 	CwdFile File
 	Root    File // of its mount namespace or chroot
 	Net     File // its network namespace
@@ -121,7 +121,7 @@ func (s *Sight) read(at *subject) (still bool, err error) {
 		return false, err
 	case im.none:
 		return false, ErrGone
-	case !im.whole:
+	case !im.named():
 		return false, errors.New("it cannot be told what it runs")
 	}
 	s.Exe, s.Argv = im.exe, im.argv
@@ -264,7 +264,7 @@ func (h *Host) runs(l *look, pid int, wanted func(exe string, argv []string) boo
 	}
 	defer s.close()
 	im, err := s.image("")
-	if err == nil && (im.none || !im.whole) {
+	if err == nil && (im.none || !im.whole && !im.cut) {
 		st, statErr := s.stat("")
 		if statErr != nil || st.kernel() || st.dead() {
 			return false, statErr
@@ -280,7 +280,7 @@ func (h *Host) runs(l *look, pid int, wanted func(exe string, argv []string) boo
 		return false, nil // whatever it calls itself
 	case wanted(im.exe, im.argv):
 		return true, nil
-	case im.whole:
+	case im.named():
 		return false, nil
 	}
 	if st, err := s.stat(""); err != nil || st.dead() {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -197,6 +198,50 @@ func TestFind(t *testing.T) {
 	}
 	if after := descriptors(t); after != before {
 		t.Errorf("%d descriptors, and %d before", after, before)
+	}
+}
+
+// TestFindBesideOneWhoHides: nobody can make a look at all processes fail by what he runs: with more arguments than are read, or by
+// an exec that does not end, as one of a file in a file system that does not answer.
+func TestFindBesideOneWhoHides(t *testing.T) {
+	needPidfds(t)
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_STACK, &was); err != nil {
+		t.Fatal(err)
+	}
+	raised := unix.Rlimit{Cur: min(64<<20, was.Max), Max: was.Max} // a quarter of that may be arguments (execve(2))
+	if err := unix.Setrlimit(unix.RLIMIT_STACK, &raised); err != nil {
+		t.Fatal(err)
+	}
+	crowd := startRole(t, "wait", 0, slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 40)...)
+	if err := unix.Setrlimit(unix.RLIMIT_STACK, &was); err != nil {
+		t.Fatal(err)
+	}
+	program := processtest.Program(t, "vmm")
+	o := processtest.StartProgram(t, program, "a")
+	m := newMock(t)
+	m.real(o.PID())
+	m.real(crowd.pid)
+	for i := range 40 {
+		// Of a process in an exec the arguments and the environment have no end yet.
+		fields := strings.Repeat(" 0", 49)
+		m.add(inMock+i, file{name: "exe", content: "/mnt/other", kind: link}, file{name: "cmdline"},
+			file{name: "stat", content: fmt.Sprintf("%d (other) S%s", inMock+i, fields)})
+	}
+	begun := time.Now()
+	found, err := m.host.Find(t.Context(), func(exe string, argv []string) bool { return exe == program })
+	if err != nil || len(found) != 1 || found[0].Process().PID != o.PID() {
+		t.Errorf("found %v, %v", found, err)
+	}
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	for _, s := range found {
+		_ = s.Close()
+	}
+	s := sight(t, crowd.pid)
+	if len(s.Argv) < 2 || s.Argv[1] != strings.Repeat("x", 100<<10) || s.Exe == "" {
+		t.Errorf("it runs %q with %d arguments", s.Exe, len(s.Argv))
 	}
 }
 

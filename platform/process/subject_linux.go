@@ -19,6 +19,8 @@ type look struct {
 	real bool   // it is a proc file system, in which nothing leads elsewhere
 	exe  []byte // room for the name of an executable
 	data []byte // room for the content of a file
+
+	waited time.Duration // for processes that were in the midst of an exec
 }
 
 func (h *Host) look() (*look, error) {
@@ -140,10 +142,20 @@ type image struct {
 	argv  []string
 	whole bool // there is no more to it
 	none  bool // there was nothing to read: the process is leaving, or that thread has
+
+	// What anybody can bring about and must not cost more than a look at himself:
+	cut    bool // there are more arguments than are read
+	begins bool // it is in the midst of an exec: it has its executable already, and no arguments yet
 }
+
+// named reports whether it is known by what name the process runs what it runs.
+func (im image) named() bool { return im.whole || im.cut || im.begins }
 
 // life says whether the process runs a program: Alive if so, Unknown if it may. The second result is false if it does not.
 func (im image) life(p watch.Program) (watch.Life, bool) {
+	if im.begins {
+		return watch.Unknown, true
+	}
 	if p.Matches(im.exe, im.argv) {
 		return watch.Alive, true
 	}
@@ -165,11 +177,14 @@ func (s *subject) image(in string) (im image, err error) {
 		if err != nil {
 			return image{}, fmt.Errorf("read the arguments of process %d: %w", s.pid, err)
 		}
-		if still {
+		switch {
+		case still:
 			im = now
-			if time.Since(begun) < glanceTime {
-				break
+			if im.cut || time.Since(begun) < glanceTime {
+				return im, nil
 			}
+		case now.begins && !im.named():
+			im = now
 		}
 	}
 	return im, nil
@@ -179,12 +194,13 @@ func (s *subject) image(in string) (im image, err error) {
 const (
 	settleTime = 50 * time.Millisecond
 	settleBeat = time.Millisecond
+	settleMost = time.Second // in one look, for all: an exec can be made to last, by a file system that does not answer
 )
 
 // settled reads what the process runs, and waits some time if that cannot be told yet. It says in which folder it was read: when
 // the leader has exited its own shows nothing any more, and the workers go on.
 func (s *subject) settled() (in string, im image, err error) {
-	for deadline := time.Now().Add(settleTime); ; <-time.After(settleBeat) {
+	for deadline := time.Now().Add(min(settleTime, settleMost-s.waited)); ; s.beat() {
 		if im, err = s.image(""); err == nil && im.none {
 			in, im, err = s.worker()
 		}
@@ -198,6 +214,11 @@ func (s *subject) settled() (in string, im image, err error) {
 	}
 }
 
+func (l *look) beat() {
+	time.Sleep(settleBeat)
+	l.waited += settleBeat
+}
+
 // glance reads an image once. It is not still if an exec may have come in between: then the executable could be that of
 // one program and the arguments those of another.
 func (s *subject) glance(in string) (im image, still bool, err error) {
@@ -206,7 +227,7 @@ func (s *subject) glance(in string) (im image, still bool, err error) {
 	if err == nil && exeErr == nil && len(argv) == 0 {
 		// There are none, or none yet.
 		if s.starting(in) {
-			return image{}, false, nil
+			return image{exe: exe, begins: true}, false, nil
 		}
 		argv, whole, err = s.argv(in)
 	}
@@ -222,7 +243,7 @@ func (s *subject) glance(in string) (im image, still bool, err error) {
 	case exeErr != nil:
 		return image{argv: argv}, true, nil
 	}
-	return image{exe: exe, argv: argv, whole: whole}, true, nil
+	return image{exe: exe, argv: argv, whole: whole, cut: !whole && len(argv) > 0}, true, nil
 }
 
 // executable returns the path of what is run. The error is an errno: ENOENT or ESRCH if nothing is, and mostly EACCES if we

@@ -76,11 +76,11 @@ func (h *Handle) group() (int, error) {
 // members reports whether all in a group are mine.
 func (h *Handle) members(group int, mine func(*Sight) bool) (all bool, err error) {
 	all = true
-	err = h.host.eachInGroup(group, func(l *look, pid int) error {
+	err = h.host.eachInGroup(group, func(pid int) error {
 		if pid == h.process.PID {
 			return nil
 		}
-		s, err := h.host.sight(l, pid)
+		s, err := h.host.Sight(pid)
 		switch {
 		case errors.Is(err, ErrGone):
 			return nil
@@ -98,7 +98,7 @@ func (h *Handle) members(group int, mine func(*Sight) bool) (all bool, err error
 }
 
 // eachInGroup calls each with the processes of a group.
-func (h *Host) eachInGroup(group int, each func(l *look, pid int) error) error {
+func (h *Host) eachInGroup(group int, each func(pid int) error) error {
 	l, err := h.look()
 	if err != nil {
 		return err
@@ -118,7 +118,7 @@ func (h *Host) eachInGroup(group int, each func(l *look, pid int) error) error {
 		if err != nil || st.group != group || st.dead() {
 			continue
 		}
-		if err := each(l, pid); err != nil {
+		if err := each(pid); err != nil {
 			return err
 		}
 	}
@@ -134,8 +134,8 @@ func (h *Handle) signalMembers(sig unix.Signal, group int, mine func(*Sight) boo
 	done := map[watch.Process]bool{h.process: true}
 	for range rounds {
 		fresh := false
-		err := h.host.eachInGroup(group, func(l *look, pid int) error {
-			s, err := h.host.sight(l, pid)
+		err := h.host.eachInGroup(group, func(pid int) error {
+			s, err := h.host.Sight(pid)
 			if err != nil {
 				if !errors.Is(err, ErrGone) {
 					result = errors.Join(result, err)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/prometheus/procfs"
 
@@ -19,6 +20,9 @@ type Host struct {
 	proc procfs.FS
 	root string
 	boot string
+
+	reading chan struct{} // full while as many look at processes as may hang
+	hanging sync.Map      // processes at which a look hangs, by PID
 }
 
 // NewHost returns the view through the proc file system mounted at root, usually /proc. It must be the one of our own
@@ -39,7 +43,7 @@ func NewHost(root string) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the boot ID: %w", err)
 	}
-	return &Host{proc: proc, root: root, boot: strings.TrimSpace(string(boot))}, nil
+	return &Host{proc: proc, root: root, boot: strings.TrimSpace(string(boot)), reading: make(chan struct{}, hangMost)}, nil
 }
 
 // Boot is the ID of this boot.

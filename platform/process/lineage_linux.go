@@ -30,6 +30,21 @@ var errOutside = errors.New("its parent is in another PID namespace")
 // If there is an error then what is returned with it is not all. It is, or wraps, [ErrGone] if the process itself is dead,
 // [ErrTooDeep], or [ErrUnreadable].
 func (h *Handle) Ancestors(until func(Ancestor) bool) ([]Ancestor, error) {
+	type result struct {
+		chain []Ancestor
+		err   error // with a chain that is not all
+	}
+	r, err := within(h.host, h.process.PID, func() (result, error) {
+		chain, err := h.ancestors(until)
+		return result{chain, err}, nil
+	}, func(result) {})
+	if err == nil {
+		err = r.err
+	}
+	return r.chain, err
+}
+
+func (h *Handle) ancestors(until func(Ancestor) bool) ([]Ancestor, error) {
 	l, err := h.host.look()
 	if err != nil {
 		return nil, unreadable(h.process.PID, err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -43,12 +44,21 @@ var errStirs = errors.New("it changes all the time")
 // end and runs nothing any more; [ErrUnreadable] if it could not be looked at, in part or at all; [ErrNoPidfd] where
 // processes cannot be held.
 func (h *Host) Sight(pid int) (*Sight, error) {
-	l, err := h.look()
-	if err != nil {
-		return nil, unreadable(pid, err)
+	return within(h, pid, func() (*Sight, error) {
+		l, err := h.look()
+		if err != nil {
+			return nil, unreadable(pid, err)
+		}
+		defer l.close()
+		return h.sight(l, pid)
+	}, dismiss)
+}
+
+// dismiss lets go of what came too late.
+func dismiss(s *Sight) {
+	if s != nil {
+		_ = s.Close()
 	}
-	defer l.close()
-	return h.sight(l, pid)
 }
 
 func unreadable(pid int, err error) error {
@@ -73,16 +83,18 @@ func (h *Host) sight(l *look, pid int) (*Sight, error) {
 
 // Again looks once more at the process, whatever has become of it. The result shares the handle of s.
 func (s *Sight) Again() (*Sight, error) {
-	l, err := s.host.look()
-	if err != nil {
-		return nil, unreadable(s.process.PID, err)
-	}
-	defer l.close()
-	again := &Sight{Handle: s.Handle}
-	if err := again.behold(l); err != nil {
-		return nil, unreadable(s.process.PID, err)
-	}
-	return again, nil
+	return within(s.host, s.process.PID, func() (*Sight, error) {
+		l, err := s.host.look()
+		if err != nil {
+			return nil, unreadable(s.process.PID, err)
+		}
+		defer l.close()
+		again := &Sight{Handle: s.Handle}
+		if err := again.behold(l); err != nil {
+			return nil, unreadable(s.process.PID, err)
+		}
+		return again, nil
+	}, func(*Sight) {}) // the handle is that of s
 }
 
 // behold reads all there is to see. It is of one moment if the stat before and behind it says the same; and it is about the
@@ -195,15 +207,29 @@ func (im image) equal(other image) bool {
 
 // Find looks at every process and returns those that are wanted by what they run, each held. It is complete or an error: who
 // was there before the call and lives is among them (P7). Who is past its end, and runs nothing any more, is not.
-func (h *Host) Find(ctx context.Context, wanted func(exe string, argv []string) bool) (found []*Sight, err error) {
-	defer func() {
+func (h *Host) Find(ctx context.Context, wanted func(exe string, argv []string) bool) ([]*Sight, error) {
+	found, err := bounded(ctx, h, func(at *atomic.Int64) ([]*Sight, error) {
+		found, err := h.find(ctx, at, wanted)
 		if err != nil {
-			for _, s := range found {
-				_ = s.Close()
-			}
-			found, err = nil, fmt.Errorf("look at all processes: %w", err)
+			dismissAll(found)
+			found = nil
 		}
-	}()
+		return found, err
+	}, dismissAll)
+	if err != nil {
+		return nil, fmt.Errorf("look at all processes: %w", err)
+	}
+	return found, nil
+}
+
+func dismissAll(all []*Sight) {
+	for _, s := range all {
+		dismiss(s)
+	}
+}
+
+// find is Find, which notes at which process it is. If there is an error then what is returned with it is held all the same.
+func (h *Host) find(ctx context.Context, at *atomic.Int64, wanted func(exe string, argv []string) bool) (found []*Sight, err error) {
 	if err := h.whole(); err != nil {
 		return nil, err
 	}
@@ -220,7 +246,11 @@ func (h *Host) Find(ctx context.Context, wanted func(exe string, argv []string) 
 		if ctx.Err() != nil {
 			return found, context.Cause(ctx)
 		}
-		is, err := h.runs(l, pid, wanted)
+		at.Store(int64(pid))
+		is, err := false, h.answers(pid)
+		if err == nil {
+			is, err = h.runs(l, pid, wanted)
+		}
 		var s *Sight
 		if err == nil && is {
 			s, err = h.sight(l, pid)
@@ -241,19 +271,21 @@ func (h *Host) Find(ctx context.Context, wanted func(exe string, argv []string) 
 // FindOne looks at the process that has the PID now, and returns it held if it is wanted by what it runs, else nil. The error is
 // as that of [Host.Sight].
 func (h *Host) FindOne(pid int, wanted func(exe string, argv []string) bool) (*Sight, error) {
-	l, err := h.look()
-	if err != nil {
-		return nil, unreadable(pid, err)
-	}
-	defer l.close()
-	if is, err := h.runs(l, pid, wanted); err != nil || !is {
-		return nil, unreadable(pid, err)
-	}
-	s, err := h.sight(l, pid)
-	if err == nil && !wanted(s.Exe, s.Argv) {
-		return nil, s.Close()
-	}
-	return s, err
+	return within(h, pid, func() (*Sight, error) {
+		l, err := h.look()
+		if err != nil {
+			return nil, unreadable(pid, err)
+		}
+		defer l.close()
+		if is, err := h.runs(l, pid, wanted); err != nil || !is {
+			return nil, unreadable(pid, err)
+		}
+		s, err := h.sight(l, pid)
+		if err == nil && !wanted(s.Exe, s.Argv) {
+			return nil, s.Close()
+		}
+		return s, err
+	}, dismiss)
 }
 
 // runs reports whether the process with a PID runs something that is wanted.

@@ -254,24 +254,28 @@ func (v *VMs) lookAtExeced() {
 	execed := slices.Collect(maps.Keys(v.execed))
 	clear(v.execed)
 	v.execMu.Unlock()
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	for _, pid := range execed {
 		// Nearly all are not. What they run may change between here and there: then there will be another report.
 		exe, err := os.Readlink(filepath.Join(procRoot, strconv.Itoa(pid), "exe"))
 		if err != nil || !runsOne(exe, nil) {
 			continue
 		}
-		s, err := v.host.Sight(pid)
+		s, err := v.host.Sight(pid) // not under the lock: it may take as long as its user likes
 		if err != nil {
 			continue // the next complete look finds it, if it is still there
 		}
-		v.meet(s)
-		if r := v.runners[s.Process()]; r != nil {
-			for file := range v.vms {
-				if r.names(file) {
-					v.changed[file] = struct{}{}
-				}
+		v.lookAtRunner(s)
+	}
+}
+
+func (v *VMs) lookAtRunner(s *process.Sight) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.meet(s)
+	if r := v.runners[s.Process()]; r != nil {
+		for file := range v.vms {
+			if r.names(file) {
+				v.changed[file] = struct{}{}
 			}
 		}
 	}
@@ -542,7 +546,8 @@ func (v *VMs) meetAll(ctx context.Context) error {
 // meet takes in a process of one of the programs, and its handle. The caller has the lock.
 func (v *VMs) meet(s *process.Sight) {
 	who, now, runs := s.Process(), time.Now(), isOf(runnerFile, s.Exe, s.Argv)
-	if r := v.runners[who]; r != nil && runs && v.lives(who) {
+	// One of whom it is not known what he runs may have been in the midst of his exec.
+	if r := v.runners[who]; r != nil && runs && r.fault == nil && v.lives(who) {
 		r.seen = now
 		_ = s.Close()
 		return

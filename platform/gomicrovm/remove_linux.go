@@ -54,7 +54,7 @@ func (v *VMs) signal(s watch.Sandbox, step watch.Step) error {
 		_ = now.Close()
 		return process.ErrGone
 	}
-	if err := runs(now, s.Leaves); err != nil {
+	if err := errors.Join(runs(now, s.Leaves), v.owns(now, s.Leaves)); err != nil {
 		_ = now.Close()
 		return err
 	}
@@ -77,6 +77,30 @@ func runs(p *process.Sight, leaves []watch.Leaf) error {
 		}
 	}
 	return fmt.Errorf("process %d runs another microVM", p.Process().PID)
+}
+
+// owns returns nil if a process is of the user whom the folder with these leaves belongs to. What it is by now may be more than what
+// its user may do: it may have been found before it became another's.
+func (v *VMs) owns(p *process.Sight, leaves []watch.Leaf) error {
+	_, user, err := v.numbersOf(p.Handle)
+	if err != nil {
+		return err
+	}
+	for _, leaf := range leaves {
+		f, err := statedir.OpenFolder(leaf.Name)
+		if absent(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		owner := f.Owner()
+		f.Close()
+		if owner != user {
+			return fmt.Errorf("process %d is user %d's, and %s is user %d's", p.Process().PID, user, readable(leaf.Name), owner)
+		}
+	}
+	return nil
 }
 
 // Remove removes what a microVM left, as its leaves say, once its runner is dead. That there is nothing left is success. The error

@@ -367,6 +367,24 @@ func TestStopRefuses(t *testing.T) {
 	}
 }
 
+// TestStopOfAnothersProcess: a runner that is not of the user whom the folder belongs to is not signalled, however it was found (G4).
+func TestStopOfAnothersProcess(t *testing.T) {
+	needRoot(t)
+	home := gomicrovmtest.NewHome(t)
+	vm := home.Start("vm", gomicrovmtest.Options{})
+	s := newStand(t, home, broodbox(home))
+	s.list()
+	sandbox, _, _ := s.of("vm")
+	const nobody = 65534
+	must(t, os.Chown(vm.Folder, nobody, nobody))
+	if err := s.vms.Stop(sandbox, watch.Kill); err == nil {
+		t.Error("root's process is signalled for a user's folder")
+	}
+	must(t, os.Chown(vm.Folder, 0, 0))
+	must(t, s.vms.Stop(sandbox, watch.Kill))
+	gomicrovmtest.AwaitDead(t, vm.Runner)
+}
+
 func processOf(t testing.TB, o *processtest.Owner) watch.Process {
 	t.Helper()
 	claim, err := watch.ParseClaim(o.Label())

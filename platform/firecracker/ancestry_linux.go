@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"watcher/platform/process"
@@ -247,33 +248,28 @@ func (m *MicroVMs) ownerDied(p watch.Process, at time.Time, ended bool) {
 	if earlier {
 		o.died = at
 	}
-	type orphan struct {
-		vm    *microVM
-		claim watch.Claim
-	}
-	var orphans []orphan
+	orphans := map[*microVM][]watch.Claim{}
 	for _, vm := range m.all {
 		for claim, seen := range vm.known {
 			if seen.Owner == p {
-				orphans = append(orphans, orphan{vm, claim})
+				orphans[vm] = append(orphans[vm], claim)
 			}
 		}
 	}
 	m.mu.Unlock()
-	var events []watch.Event
 	l := newLook()
-	renewed := map[*microVM]bool{}
-	for _, o := range orphans {
-		if !renewed[o.vm] {
-			renewed[o.vm] = true
-			m.renewLeaves(o.vm)
+	for vm, claims := range orphans {
+		m.renewLeaves(vm)
+		var events []watch.Event
+		for _, claim := range claims {
+			if seen, ok := m.lookForOwner(l, vm, claim); ok {
+				events = append(events, seen)
+			}
 		}
-		if seen, ok := m.lookForOwner(l, o.vm, o.claim); ok {
-			events = append(events, seen)
+		// Each as soon as it is known: it need not wait for the others to be ended.
+		if len(events) > 0 {
+			m.post(events...)
 		}
-	}
-	if len(events) > 0 {
-		m.post(events...)
 	}
 }
 
@@ -283,7 +279,7 @@ func (m *MicroVMs) renewLeaves(vm *microVM) {
 	m.mu.Lock()
 	running := vm.sight != nil && !vm.dead
 	m.mu.Unlock()
-	if !running {
+	if !running || !vm.moved() {
 		return
 	}
 	now, err := vm.sight.Again()
@@ -306,6 +302,26 @@ func (m *MicroVMs) renewLeaves(vm *microVM) {
 		vm.sandbox.Leaves = leaves
 		m.post(watch.SandboxSeen{Sandbox: vm.sandbox, Asked: time.Now()})
 	}
+}
+
+// moved reports whether a microVM is in a control group of its own by now that it was not in when it was found.
+func (vm *microVM) moved() bool {
+	if !removes(vm.rule, Cgroup) {
+		return false
+	}
+	text, err := vm.sight.ReadFile("cgroup")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3) // cgroups(7)
+		if len(fields) == 3 && cgroupOf(fields[2], vm.home.id) {
+			if !slices.ContainsFunc(vm.sight.Cgroups, func(c process.Cgroup) bool { return c.Path == fields[2] }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // sweep lets go of the owners that nothing known has. The caller has the lock.

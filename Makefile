@@ -1,4 +1,4 @@
-# Targets for users: build, install, install-microvms, uninstall, demo, test. For engineers: test-engines, lint, vuln, fuzz, proof, mutants, chaos, crowd, bench.
+# Targets for users: build, install, install-microvms, uninstall, demo, test. For engineers: test-engines, lint, vuln, fuzz, proof, mutants, chaos, crowd, microvms, bench.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := build
@@ -147,6 +147,12 @@ CROWD_N ?= 500
 .PHONY: crowd
 crowd: testdeps
 	WATCHER_CROWD_N=$(CROWD_N) $(GO) test ./cmd/watcher -run '^TestCrowd$$' -count=1 -v -timeout 90m | grep -v '^ *{"time"'
+
+# Fifty microVMs of a runner that is killed, with a table of how long until they are dead and until all is removed.
+MICROVM_ROUNDS ?= 10
+.PHONY: microvms
+microvms: testdeps
+	WATCHER_MICROVM_ROUNDS=$(MICROVM_ROUNDS) $(GO) test ./cmd/watcher -run '^TestFiftyMicroVMs$$' -count=1 -v -timeout 30m
 
 # Forty mistakes in the core, one at a time: the tests must notice each. WATCHER_MUTANTS may be a part of one's story.
 WATCHER_MUTANTS ?= all

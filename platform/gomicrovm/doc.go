@@ -15,7 +15,7 @@
 //	G3  The process that a record names is the one that has the PID and was born before the record was written. One that was born
 //	    later has the PID by chance, and the one that was meant is dead. The wall clock says so; where that is in doubt, so is
 //	    the owner. Once dead, the writer of a record stays dead.
-//	    Of a microVM without a sentinel, every bbox of its user that is not younger may be the owner.
+//	    Of a microVM without a sentinel, every bbox of its user that is not younger, or not than what is in it, may be the owner.
 //	G4  A signal goes to a process that is a runner by its executable, belongs to the owner of the folder, names files in it, and
 //	    is held. A record alone moves nobody to signal anybody.
 //	G5  A microVM that was stopped properly is kept, as is one of which nothing tells that it was ever started.

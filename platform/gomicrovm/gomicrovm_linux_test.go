@@ -279,3 +279,23 @@ func TestABBoxThatLogsElsewhere(t *testing.T) {
 		t.Error("the folder is there")
 	}
 }
+
+// TestABBoxInAnOldFolder: a bbox that uses the folder of an earlier microVM again is younger than that, and owns what it put there.
+func TestABBoxInAnOldFolder(t *testing.T) {
+	home := gomicrovmtest.NewHome(t)
+	must(t, os.MkdirAll(filepath.Join(home.VMs(), "vm"), 0o755))
+	time.Sleep(3 * time.Second) // longer than clocks differ
+	vm := home.Start("vm", gomicrovmtest.Options{LogFile: true})
+	s := newStand(t, home, broodbox(home))
+	s.list()
+	vm.KillRunner()
+	s.list()
+	s.awaitLives("vm", "bbox alive, go-microvm-state.json exited")
+	if err := s.remove("vm"); err == nil || !exists(vm.Folder+"/"+gomicrovmtest.State) {
+		t.Errorf("Remove = %v while its bbox lives", err)
+	}
+	vm.Kill(syscall.SIGKILL)
+	s.list()
+	s.awaitLives("vm", "bbox exited, go-microvm-state.json exited")
+	must(t, s.remove("vm"))
+}

@@ -66,11 +66,18 @@ type records struct {
 	stateErr error
 	saved    time.Time
 
-	data string // the incarnation of the data folder; "": there is none
+	data string    // the incarnation of the data folder; "": there is none
+	made time.Time // when the latest of all that was made: who was there by then may have made it
 }
 
 // read reads the records in a folder.
 func read(f *statedir.Folder) (r records, err error) {
+	r.made = f.Born()
+	defer func() {
+		if r.saved.After(r.made) {
+			r.made = r.saved
+		}
+	}()
 	file, err := f.ReadFile(sentinelName, sentinelMost)
 	if err == nil {
 		err = belongs(file, f)
@@ -95,6 +102,9 @@ func read(f *statedir.Folder) (r records, err error) {
 	}
 	defer data.Close()
 	r.data = data.Incarnation()
+	if data.Born().After(r.made) {
+		r.made = data.Born()
+	}
 	if data.Owner() != f.Owner() {
 		r.stateErr = fmt.Errorf("%s belongs to user %d and its folder to %d", dataName, data.Owner(), f.Owner())
 		return r, nil
@@ -201,7 +211,7 @@ func (v *VMs) judge(m *vm, rule *watch.Rule, file string, dir, f *statedir.Folde
 	if whole {
 		m.claim(file, sentinelName, owner)
 	} else if rule.Owner.Sentinel {
-		m.maker = v.made(f.Owner(), f.Born())
+		m.maker = v.made(f.Owner(), r.made)
 		m.claims(watch.Claim{Kind: watch.AncestorClaim, Program: ownerFile}, m.maker)
 	}
 	switch {
@@ -376,7 +386,7 @@ func elsewhere(who watch.Process, pid int) finding {
 	return unknown("process %d is or may be in another PID namespace, have the PID %d there, and be the one that is meant", who.PID, pid)
 }
 
-// made finds out whether a bbox of a user lives that may have made a folder: one that was there before it.
+// made finds out whether a bbox of a user lives that may have made a folder, or what is in it: one that was there before that.
 func (v *VMs) made(user uint32, born time.Time) finding {
 	if !v.complete {
 		return unknown("the processes of this host have not been looked at yet")

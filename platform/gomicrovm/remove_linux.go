@@ -236,7 +236,7 @@ func (v *VMs) confirm(ctx context.Context, rule *watch.Rule, whole bool, f *stat
 	case !rule.Owner.Sentinel, absent(r.sentinelErr) && whole:
 		return nil
 	case absent(r.sentinelErr):
-		return v.made(f.Owner(), f.Born()).check("may have made it")
+		return v.made(f.Owner(), r.made).check("may have made it")
 	}
 	if r.sentinelErr != nil {
 		return r.sentinelErr

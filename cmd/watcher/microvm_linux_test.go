@@ -137,7 +137,11 @@ func (r *vmRunner) start(chain firecrackertest.Chain, below ...string) *guest {
 			r.h.Fatal(err)
 		}
 		r.h.Cleanup(func() {
-			_ = os.Remove(g.cgroup)
+			g.Release() // it ends, and a group is removed when nobody is in it
+			await(r.h, "the control group is removed", func() bool {
+				err := os.Remove(g.cgroup)
+				return err == nil || errors.Is(err, fs.ErrNotExist)
+			})
 			_ = os.Remove(filepath.Dir(g.cgroup))
 		})
 		if err := os.WriteFile(filepath.Join(g.cgroup, "cgroup.procs"), []byte(strconv.Itoa(g.PID)), 0); err != nil {

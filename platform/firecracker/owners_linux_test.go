@@ -436,7 +436,10 @@ func TestALeafThatCameLater(t *testing.T) {
 	if err := os.Mkdir(group, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.Remove(group) })
+	t.Cleanup(func() {
+		vm.Release() // it may live, if the test has failed
+		_ = os.Remove(group)
+	})
 	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(fmt.Sprint(vm.PID)), 0); err != nil {
 		t.Fatal(err)
 	}

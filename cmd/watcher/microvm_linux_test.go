@@ -369,21 +369,6 @@ func (h *vmHost) once(guests ...*guest) {
 	}
 }
 
-// keeps checks what list says of microVMs that are kept, and that neither a daemon that runs nor --once touches them.
-func (h *vmHost) keeps(reason reap.Reason, guests ...*guest) {
-	h.Helper()
-	if h.d != nil {
-		h.barrier()
-	}
-	h.once()
-	rows, _ := h.say("list")
-	for _, g := range guests {
-		if row := rows[g.ID]; row.Verdict != reap.Keep.String() || row.Reason != reason {
-			h.Errorf("list says %+v, want it kept because %s", row, reason)
-		}
-	}
-}
-
 var everyChain = []firecrackertest.Chain{
 	firecrackertest.Direct, firecrackertest.Fresh, firecrackertest.Restore, firecrackertest.Older, firecrackertest.Jailed,
 }

@@ -43,6 +43,8 @@ type microVM struct {
 	home    home
 	began   time.Time // of the look that found it
 
+	stranger bool // its process is run by somebody who has nothing in its folder (F10)
+
 	// Under the lock:
 	dead  bool                            // its process
 	known map[watch.Claim]watch.OwnerSeen // what was found of each owner, the latest
@@ -380,7 +382,10 @@ func (m *MicroVMs) meet(ctx context.Context, pid int) error {
 	if !ok {
 		return s.Close()
 	}
-	vm := l.microVM(rule, h, s)
+	vm, err := l.microVM(ctx, rule, h, s)
+	if err != nil || vm.stranger {
+		return errors.Join(err, s.Close()) // a complete look will tell
+	}
 	m.mu.Lock()
 	before := m.all[vm.sandbox.ID]
 	living := before != nil && before.sight != nil && !before.dead
@@ -524,10 +529,23 @@ func (m *MicroVMs) remove(ctx context.Context, s watch.Sandbox, tell func(part s
 	if err := m.awaitEnd(ctx, s, leaves, tell); err != nil {
 		return err
 	}
+	own := ""
+	if i := slices.IndexFunc(leaves, func(leaf watch.Leaf) bool { return leaf.Kind == Workspace }); i >= 0 {
+		own = leaves[i].Name
+	}
+	others, err := all.homesOf(ctx, s.Name, own)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, leaf := range leaves {
 		part := leaf.Kind + " " + leaf.Name
-		err := removeLeaf(ctx, leaf)
+		var err error
+		if leaf.Kind == Sockets && len(others) > 0 {
+			err = fmt.Errorf("%s has the same ID, and they may be of that one", others[0])
+		} else {
+			err = removeLeaf(ctx, leaf)
+		}
 		tell(part, err)
 		if err != nil {
 			errs = append(errs, err)
@@ -612,7 +630,7 @@ func (m *MicroVMs) atHome(ctx context.Context, s watch.Sandbox, leaves []watch.L
 	places := placesOf(leaves)
 	for _, other := range found {
 		runs, at := l.rules.runs(other.Exe, other.Argv), places.has(other)
-		if _, h, ok := l.identify(other); ok && h.watchID() == s.ID {
+		if _, h, ok := l.identify(other); ok && h.watchID() == s.ID && usersOf(h.dir)[other.User] {
 			at = true
 		}
 		switch {

@@ -286,7 +286,7 @@ func (m *MicroVMs) renewLeaves(vm *microVM) {
 	if err != nil {
 		return // what was found before is all there is to know
 	}
-	found := leavesOfProcess(vm.rule, vm.home, now)
+	found := leavesOfProcess(vm.rule, vm.home, now, false) // whose the sockets are was found before
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.all[vm.sandbox.ID] != vm || vm.dead {

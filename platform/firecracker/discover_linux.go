@@ -126,7 +126,10 @@ func (l *listing) look(ctx context.Context) error {
 			continue
 		}
 		if rule, h, ok := l.identify(s); ok {
-			vm := l.microVM(rule, h, s)
+			vm, err := l.microVM(ctx, rule, h, s)
+			if err != nil {
+				return err
+			}
 			byID[vm.sandbox.ID] = append(byID[vm.sandbox.ID], vm)
 		}
 	}
@@ -142,19 +145,28 @@ func (l *listing) look(ctx context.Context) error {
 }
 
 // one is the microVM that several processes are: the one that all others descend from. If there is none it is a fault, and which
-// of them to end is not for us to guess (F8).
+// of them to end is not for us to guess (F8). Strangers do not count where somebody else is (F10).
 func one(same []*microVM) *microVM {
+	if known := slices.DeleteFunc(slices.Clone(same), func(vm *microVM) bool { return vm.stranger }); len(known) > 0 {
+		same = known
+	} else {
+		return same[0].faulty(fmt.Sprintf("process %d seems to be this microVM, and is run by user %d, who has nothing in its folder",
+			same[0].sight.Process().PID, same[0].sight.User))
+	}
 	for _, vm := range same {
 		if !slices.ContainsFunc(same, func(other *microVM) bool { return other != vm && !descends(other.sight, vm.sight) }) {
 			return vm
 		}
 	}
-	vm := *same[0]
-	vm.sight = nil
-	vm.sandbox.Init = watch.Process{}
-	vm.sandbox.Terms.Fault = fmt.Sprintf("%d processes seem to be this microVM, %d and %d among them",
-		len(same), same[0].sight.Process().PID, same[1].sight.Process().PID)
-	return &vm
+	return same[0].faulty(fmt.Sprintf("%d processes seem to be this microVM, %d and %d among them",
+		len(same), same[0].sight.Process().PID, same[1].sight.Process().PID))
+}
+
+// faulty is a microVM of which it is not known which process it is.
+func (vm *microVM) faulty(why string) *microVM {
+	faulty := *vm
+	faulty.sight, faulty.sandbox.Init, faulty.sandbox.Terms.Fault = nil, watch.Process{}, why
+	return &faulty
 }
 
 func descends(s, from *process.Sight) bool {
@@ -172,7 +184,7 @@ func (l *listing) identify(s *process.Sight) (rule *watch.Rule, h home, ok bool)
 			continue
 		}
 		for _, h := range at {
-			if knows(rule, h) {
+			if knows(rule, h) && h.isOf(s) {
 				return rule, h, true
 			}
 		}
@@ -183,6 +195,39 @@ func (l *listing) identify(s *process.Sight) (rule *watch.Rule, h home, ok bool)
 		}
 	}
 	return nil, home{}, false
+}
+
+// isOf reports whether the folder of a process, if its path is that of the workspace, is the workspace: in a mount namespace of
+// his own anybody may have one of that path.
+func (h home) isOf(s *process.Sight) bool {
+	if s.Cwd != h.dir {
+		return true // by an argument, or by the path of what was removed: see F10
+	}
+	file, err := fileAt(h.dir)
+	return err == nil && file == s.CwdFile
+}
+
+// usersOf are those who may run a microVM that is at home in one of these folders: root, and whoever a folder belongs to, or what
+// is directly in it, or one of the two that it is in.
+func usersOf(dirs ...string) map[uint32]bool {
+	users := map[uint32]bool{0: true}
+	add := func(file string) {
+		var st unix.Stat_t
+		if err := unix.Lstat(file, &st); err == nil {
+			users[st.Uid] = true
+		}
+	}
+	for _, dir := range dirs {
+		add(dir)
+		add(path.Dir(dir))
+		add(path.Dir(path.Dir(dir)))
+		// Who may make something here is at home here. If nobody can say, nobody has.
+		entries, _ := os.ReadDir(dir)
+		for _, entry := range entries {
+			add(filepath.Join(dir, entry.Name()))
+		}
+	}
+	return users
 }
 
 // claims are those of the owners that a rule names. Of a microVM that has ended, and was not seen before, no ancestors can be found.
@@ -207,23 +252,48 @@ func (h home) claims(rule *watch.Rule, seen bool) (all []watch.Claim) {
 	return all
 }
 
-func (l *listing) microVM(rule *watch.Rule, h home, s *process.Sight) *microVM {
-	vm := &microVM{sight: s, rule: rule, home: h, began: l.asked}
+func (l *listing) microVM(ctx context.Context, rule *watch.Rule, h home, s *process.Sight) (*microVM, error) {
+	vm := &microVM{sight: s, rule: rule, home: h, began: l.asked, stranger: !usersOf(h.dir)[s.User]}
+	others, err := l.rules.homesOf(ctx, h.id, h.dir)
+	if err != nil {
+		return nil, err
+	}
 	vm.sandbox = watch.Sandbox{
 		ID: h.watchID(), Name: h.id, State: watch.Running, Created: s.Born(), Init: s.Process(),
 		Terms: rule.Terms(h.claims(rule, true)...),
 	}
-	vm.sandbox.Leaves = leavesOfProcess(rule, h, s)
-	return vm
+	vm.sandbox.Leaves = leavesOfProcess(rule, h, s, len(others) == 0)
+	return vm, nil
+}
+
+// homesOf are the workspaces and jails of an ID in the folders of all rules, but for one. Sockets are in a folder of the ID alone,
+// and where several are at home by that, nobody knows whose they are.
+func (r *ruleSet) homesOf(ctx context.Context, id, but string) (others []string, err error) {
+	if !idFormat.MatchString(id) {
+		return nil, fmt.Errorf("%q is no ID", id)
+	}
+	var globs []string
+	for _, rule := range r.list {
+		for _, glob := range rule.BaseDirs {
+			globs = append(globs, path.Join(glob, workspaces, id))
+		}
+		for _, glob := range rule.JailDirs {
+			globs = append(globs, path.Join(glob, "*", id))
+		}
+	}
+	dirs, err := statedir.Expand(ctx, globs)
+	return slices.DeleteFunc(dirs, func(dir string) bool { return dir == but }), err
 }
 
 // leavesOfProcess are what a microVM will leave behind that can be seen while it lives.
-func leavesOfProcess(rule *watch.Rule, h home, s *process.Sight) (leaves []watch.Leaf) {
+func leavesOfProcess(rule *watch.Rule, h home, s *process.Sight, only bool) (leaves []watch.Leaf) {
 	if leaf, ok := h.workspace(rule, s); ok {
 		leaves = append(leaves, leaf)
 	}
-	if leaf, ok := folderLeaf(Sockets, socketsOf(rule, h.id)); ok && removes(rule, Sockets) {
-		leaves = append(leaves, leaf)
+	if dir := socketsOf(rule, h.id); removes(rule, Sockets) && (only || refersTo(s.Argv, dir)) {
+		if leaf, ok := folderLeaf(Sockets, dir); ok {
+			leaves = append(leaves, leaf)
+		}
 	}
 	if name := netnsName(s.Net); name != "" && removes(rule, Netns) {
 		leaves = append(leaves, watch.Leaf{Kind: Netns, Name: name})
@@ -415,6 +485,7 @@ func (l *listing) remnants(left []*microVM, processes []*process.Sight) (all []*
 type places struct {
 	dirs  []string
 	files []process.File
+	users map[uint32]bool // who may be (F10)
 }
 
 func placesOf(leaves []watch.Leaf) (p places) {
@@ -429,11 +500,17 @@ func placesOf(leaves []watch.Leaf) (p places) {
 			}
 		}
 	}
+	p.users = usersOf(p.dirs...)
 	return p
 }
 
-// has reports whether a process is at home in one of the folders: it works there, has its root there, or names it.
+// has reports whether a process is at home in one of the folders: it works there, has its root there, or names it. What strangers
+// do there is their business.
 func (p places) has(s *process.Sight) bool {
+	return p.users[s.User] && p.touches(s)
+}
+
+func (p places) touches(s *process.Sight) bool {
 	return slices.Contains(p.files, s.CwdFile) || slices.Contains(p.files, s.Root) ||
 		slices.ContainsFunc(p.dirs, func(dir string) bool { return within(s.Cwd, dir) || refersTo(s.Argv, dir) })
 }

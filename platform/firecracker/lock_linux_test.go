@@ -33,8 +33,10 @@ func lockBy(t *testing.T, file string, args ...string) *locker {
 	t.Helper()
 	args = append(append([]string{"--exclusive", "--nonblock"}, args...), file, "sh", "-c", "echo locked; exec cat")
 	cmd := exec.Command("flock", args...)
-	in, err := cmd.StdinPipe()
+	read, in, err := os.Pipe() // Wait would close a pipe of cmd's own, and end who inherited the lock
 	ok(t, err)
+	defer read.Close()
+	cmd.Stdin = read
 	out, err := cmd.StdoutPipe()
 	ok(t, err)
 	ok(t, cmd.Start())

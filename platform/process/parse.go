@@ -3,6 +3,7 @@ package process
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 )
@@ -96,4 +97,24 @@ func parseCgroups(b []byte) (all []Cgroup, err error) {
 		all = append(all, Cgroup{id, fields[1], fields[2]})
 	}
 	return all, nil
+}
+
+// parseUser reads the real user ID from the status of a process (proc_pid_status(5)).
+func parseUser(status []byte) (uint32, error) {
+	for line := range strings.Lines(string(status)) {
+		ids, ok := strings.CutPrefix(line, "Uid:")
+		if !ok {
+			continue
+		}
+		fields := strings.Fields(ids)
+		if len(fields) != 4 {
+			break
+		}
+		user, err := strconv.ParseUint(fields[0], 10, 32)
+		if err != nil {
+			return 0, fmt.Errorf("status: Uid: %w", err)
+		}
+		return uint32(user), nil
+	}
+	return 0, errors.New("status: no Uid of four fields")
 }

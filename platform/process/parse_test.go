@@ -160,3 +160,29 @@ func FuzzCgroups(f *testing.F) {
 		}
 	})
 }
+
+func TestParseUser(t *testing.T) {
+	for name, test := range map[string]struct {
+		status string
+		user   uint32
+		fails  bool
+	}{
+		"root":                            {"Name:\tsh\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n", 0, false},
+		"a user":                          {"Name:\tsh\nUid:\t1000\t1000\t1000\t1000\n", 1000, false},
+		"a user of a set-user-ID program": {"Uid:\t1000\t0\t0\t0\n", 1000, false},
+		"nobody's":                        {"Uid:\t4294967295\t4294967295\t4294967295\t4294967295\n", 4294967295, false},
+		"a name that looks like it":       {"Name:\tUid:\t0\nUid:\t7\t7\t7\t7\n", 7, false},
+		"none":                            {"Name:\tsh\n", 0, true},
+		"too few":                         {"Uid:\t0\t0\n", 0, true},
+		"no number":                       {"Uid:\tx\t0\t0\t0\n", 0, true},
+		"too large":                       {"Uid:\t4294967296\t0\t0\t0\n", 0, true},
+		"cut off":                         {"Uid:", 0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			user, err := parseUser([]byte(test.status))
+			if user != test.user || (err != nil) != test.fails {
+				t.Errorf("user %d, %v", user, err)
+			}
+		})
+	}
+}

@@ -16,7 +16,8 @@ import (
 // A Sight is a process as it was at one moment, and held from then on.
 type Sight struct {
 	*Handle
-	Parent  int // 0: none that we could see
+	User    uint32 // who runs it, by the real user ID: a program that is set-user-ID does not change that
+	Parent  int    // 0: none that we could see
 	Group   int
 	Session int
 	Exe     string   // as the kernel writes it: " (deleted)" may follow it, and in a chroot it begins there
@@ -149,6 +150,13 @@ func (s *Sight) read(at *subject) (still bool, err error) {
 		}
 	}
 	const most = 1 << 20
+	status, _, err := at.read(in+"status", most)
+	if err != nil {
+		return false, at.leaving(in, err)
+	}
+	if s.User, err = parseUser(status); err != nil {
+		return false, err
+	}
 	groups, whole, err := at.read(in+"cgroup", most)
 	switch {
 	case err != nil:

@@ -267,8 +267,8 @@ func newCase(e *watch.Entry, step Step, now time.Time) *Case {
 		Rule: e.Terms.Rule, Group: e.Terms.Group, Reason: step.Reason, Owner: owner.Claim.String(), Begun: now,
 		Leaves: e.Leaves,
 	}
-	if e.ID.Kind.VanishesWithInit() {
-		c.Init = e.Init
+	if e.ID.Kind.OfHost() {
+		c.Init = e.Init // an engine knows which process a container's is, and nobody knows that of these
 	}
 	if step.Do < watch.Record || step.Reason == Operator && stoppable(e) {
 		c.Steps = append(c.Steps, CaseStep{Step: watch.Kill.String()})

@@ -333,6 +333,10 @@ func judgeClient(p *watch.Picture, e *watch.Entry, o *watch.Owner) Judgement {
 	}
 }
 
+// soughtWait is how long an adapter may take to look for another owner when one has died. It takes milliseconds, and a scan at
+// that moment would only be in its way.
+const soughtWait = time.Second
+
 // judgeSought judges an owner that the adapter of the sandbox's kind looks for. Who was seen to die, or is named by a record
 // and is dead, has exited. That nobody is found is an inference.
 func (pol Policy) judgeSought(p *watch.Picture, e *watch.Entry, o *watch.Owner, now time.Time) Judgement {
@@ -346,8 +350,15 @@ func (pol Policy) judgeSought(p *watch.Picture, e *watch.Entry, o *watch.Owner, 
 	case o.Life == watch.Alive:
 		return Judgement{Reason: OwnerAlive, Owner: watch.Alive}
 	case o.Life != watch.Exited && o.Look && kind != watch.SocketClaim:
-		// The look for another is under way; a scan makes up for it if it failed.
-		return Judgement{Verdict: Wait, Reason: TooYoung, Detail: o.Detail, Look: true}
+		// The look for another is under way. One scan makes up for it if it failed; after that the next one will do.
+		late := o.ExitedAt.Add(soughtWait)
+		j := Judgement{Verdict: Wait, Reason: TooYoung, Detail: o.Detail}
+		if now.Before(late) {
+			j.Next = late
+		} else {
+			j.Look = p.Listed(e.ID.Kind).Before(late)
+		}
+		return j
 	case o.Life != watch.Exited:
 		return Judgement{Reason: OwnerUnknown, Detail: o.Detail, Look: o.Look}
 	case kind == watch.RecordClaim && (o.Process.PID != 0 || !o.Claim.Registry()), kind != watch.SocketClaim && !o.ExitedAt.IsZero():

@@ -88,7 +88,8 @@ func TestProgramsAsOwners(t *testing.T) {
 		},
 		{
 			"R1: it is seen, and counts of before come late, of which the second lacks it", s,
-			[]watch.Event{appeared(5, older), counted(3, older), counted(4)}, lives,
+			[]watch.Event{appeared(5, older), counted(3, older), counted(4)},
+			lives,
 		},
 		{"R1: a younger one is seen, and nobody has counted", s, []watch.Event{appeared(61, younger)}, unlooked},
 		{"R1: an older one died, and nobody has counted", s, []watch.Event{appeared(2, older), died(3, older)}, fate{Start: ticks(-60), Detail: true, Look: true}},

@@ -100,8 +100,10 @@ func (l leftovers) Remove(ctx context.Context, s watch.Sandbox, _ reap.Tell) err
 // systems are the kinds of sandboxes, in the order in which they are listed.
 func (p *parts) systems() []system {
 	return []system{
-		p.ofEngine(p.engine), p.ofEngine(p.engine.Volumes()), p.ofEngine(p.engine.Networks()), {p.files, leftovers{p.files}},
-		{p.firecracker, p.firecracker}, {p.gomicrovm, p.gomicrovm},
+		p.ofEngine(p.engine), p.ofEngine(p.engine.Volumes()), p.ofEngine(p.engine.Networks()),
+		{p.files, leftovers{p.files}},
+		{p.firecracker, p.firecracker},
+		{p.gomicrovm, p.gomicrovm},
 	}
 }
 

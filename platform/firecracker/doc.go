@@ -21,7 +21,7 @@
 //	F7  What is gone is success. A removal can be repeated, after a restart from what was recorded.
 //	F8  Two processes that seem to be the same microVM are a fault, and both are kept.
 //	F9  A workspace without a process is a microVM that has ended. Its owner is whom it was seen to have, else those who hold a
-//	    lock or have a record; else every process of the runner's program that is older than the folder.
+//	    lock or have a record, and every process of the runner's program that is older than the folder.
 //	F10 A process says which microVM it is only if it is run by root or by somebody who has something in that folder: anybody may
 //	    call his program firecracker, and enter a workspace or name it. What is otherwise found there alone is a fault, and kept.
 //	    Sockets, which are found by the ID alone, are a microVM's only while no other folder bears that ID.

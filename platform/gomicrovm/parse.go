@@ -186,7 +186,7 @@ func numbers(status []byte) (pids []int, uid uint32, err error) {
 			for _, field := range fields {
 				pid, err := strconv.Atoi(field)
 				if err != nil {
-					return nil, 0, fmt.Errorf("NSpid: %w", err)
+					return nil, 0, fmt.Errorf("status: NSpid: %w", err)
 				}
 				pids = append(pids, pid)
 			}
@@ -196,7 +196,7 @@ func numbers(status []byte) (pids []int, uid uint32, err error) {
 			}
 			user, err := strconv.ParseUint(fields[0], 10, 32)
 			if err != nil {
-				return nil, 0, fmt.Errorf("Uid: %w", err)
+				return nil, 0, fmt.Errorf("status: Uid: %w", err)
 			}
 			uid, hasUser = uint32(user), true
 		}

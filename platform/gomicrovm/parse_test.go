@@ -122,8 +122,11 @@ func TestRunnerArguments(t *testing.T) {
 		want    []string
 		fails   bool
 	}{
-		{"/bin/go-microvm-runner\x00{\"root_path\":\"" + vm + "/data/rootfs-work\",\"net_sock_path\":\"" + vm + "/data/hosted-net.sock\",\"console_log_path\":\"" + vm + "/data/console.log\"}\x00",
-			[]string{vm + "/data/console.log", vm + "/data/hosted-net.sock", vm + "/data/rootfs-work"}, false},
+		{
+			"/bin/go-microvm-runner\x00{\"root_path\":\"" + vm + "/data/rootfs-work\",\"net_sock_path\":\"" + vm + "/data/hosted-net.sock\",\"console_log_path\":\"" + vm + "/data/console.log\"}\x00",
+			[]string{vm + "/data/console.log", vm + "/data/hosted-net.sock", vm + "/data/rootfs-work"},
+			false,
+		},
 		// What it shows to its guest is the user's, and not where it lives.
 		{"go-microvm-runner\x00{\"root_path\":\"/cache/x\",\"virtiofs_mounts\":[{\"tag\":\"workspace\",\"path\":\"" + vm + "\"}]}\x00", []string{"/cache/x"}, false},
 		{"go-microvm-runner\x00{\"root_path\":\"" + vm + "/../y/data\",\"console_log_path\":\"console.log\"}\x00", []string{"/home/ann/.config/broodbox/vms/y/data"}, false},

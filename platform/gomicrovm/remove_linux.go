@@ -156,6 +156,12 @@ func (v *VMs) remove(ctx context.Context, s watch.Sandbox, tell func(part string
 	if f.Owner() != dir.Owner() {
 		return fmt.Errorf("it belongs to user %d and the folder that it is in to %d", f.Owner(), dir.Owner())
 	}
+	if s.Init.PID != 0 {
+		// Whoever began with it may not have come as far as to stop it.
+		if err := v.signal(s, watch.Kill); err != nil && !errors.Is(err, process.ErrGone) {
+			return err
+		}
+	}
 	if err := v.awaitEnd(ctx, s); err != nil {
 		return err
 	}

@@ -90,6 +90,27 @@ func TestRemoveAfterARestart(t *testing.T) {
 	must(t, newStand(t, home, broodbox(home)).vms.Remove(t.Context(), sandbox, nil)) // gone is success
 }
 
+// TestRemoveEndsWhatStillRuns: who recorded the removal may have come no further, and the runner is ended now, by what was
+// recorded. A runner that is not known to be the microVM's is not, and nothing goes beneath it (G6).
+func TestRemoveEndsWhatStillRuns(t *testing.T) {
+	home := gomicrovmtest.NewHome(t)
+	s := newStand(t, home, broodbox(home))
+	vm := home.Start("vm", gomicrovmtest.Options{})
+	s.list()
+	sandbox, _, _ := s.of("vm")
+	vm.Kill(syscall.SIGKILL)
+	late := newStand(t, home, broodbox(home))
+	unknown := sandbox
+	unknown.Init = watch.Process{}
+	if err := late.vms.Remove(t.Context(), unknown, nil); err == nil || gomicrovmtest.Dead(vm.Runner) || !exists(vm.Folder+"/"+gomicrovmtest.State) {
+		t.Fatalf("removed under a runner that is not known: %v", err)
+	}
+	must(t, late.vms.Remove(t.Context(), sandbox, nil))
+	if !gomicrovmtest.Dead(vm.Runner) || exists(vm.Folder) {
+		t.Errorf("the runner is dead: %v, the folder is there: %v", gomicrovmtest.Dead(vm.Runner), exists(vm.Folder))
+	}
+}
+
 // An interrupt is a context that ends when it has been asked some times.
 type interrupt struct {
 	context.Context

@@ -10,10 +10,7 @@ import (
 
 // The arguments of a process are in its memory. While that cannot be had, as with a file system that hangs, or that its user has
 // hang, neither can they, and whoever reads them hangs as well. Nobody who waits for him may.
-const (
-	hangTime = 2 * time.Second // how long a look at one process may take
-	hangMost = 256             // how many looks there may be at a time: each that hangs has a thread
-)
+const hangTime = 2 * time.Second // how long a look at one process may take
 
 // errHangs says that a process could not be looked at in time.
 var errHangs = errors.New("its memory does not answer")

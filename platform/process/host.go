@@ -25,6 +25,9 @@ type Host struct {
 	hanging sync.Map      // processes at which a look hangs, by PID
 }
 
+// hangMost is how many looks at processes there may be at a time: each that hangs has a thread.
+const hangMost = 256
+
 // NewHost returns the view through the proc file system mounted at root, usually /proc. It must be the one of our own
 // PID namespace, or numbers in it would not be the numbers that system calls take.
 func NewHost(root string) (*Host, error) {

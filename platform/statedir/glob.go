@@ -77,7 +77,7 @@ func parseGlob(text string) (glob, error) {
 		case name == "":
 			return nil, errors.New("an element is empty")
 		case name == ".", name == "..":
-			return nil, errors.New("want a path without . and ..")
+			return nil, errors.New("want a path with neither . nor .. in it")
 		case strings.Contains(name, "**"):
 			return nil, errors.New("** has no meaning here: a * stays within one element")
 		}

@@ -85,7 +85,7 @@ func (r *removal) named(ctx context.Context, file, incarnation string) error {
 // together of parts that somebody else chose.
 func openParent(file string) (in folder, name string, err error) {
 	if !path.IsAbs(file) || path.Clean(file) != file || file == "/" || strings.ContainsRune(file, 0) {
-		return folder{}, "", errors.New("want an absolute path without . and ..")
+		return folder{}, "", errors.New("want an absolute path with neither . nor .. in it")
 	}
 	in, err = openFolder(path.Dir(file))
 	return in, path.Base(file), err

@@ -77,22 +77,32 @@ func TestRemoveIncarnation(t *testing.T) {
 			must(t, unix.Flock(open(t, path+"/lock"), unix.LOCK_EX))
 			socket(t, path+"/socket", unix.SOCK_STREAM)
 		}, nil, "", nil},
-		{"gone", func(t *testing.T, path string) { tree(t, path, "f") },
-			func(t *testing.T, path string) { must(t, os.RemoveAll(path)) }, "", nil},
-		{"another by now (T2)", func(t *testing.T, path string) { tree(t, path, "f") },
+		{
+			"gone", func(t *testing.T, path string) { tree(t, path, "f") },
+			func(t *testing.T, path string) { must(t, os.RemoveAll(path)) }, "", nil,
+		},
+		{
+			"another by now (T2)", func(t *testing.T, path string) { tree(t, path, "f") },
 			func(t *testing.T, path string) {
 				must(t, os.Rename(path, path+"-old"))
 				tree(t, path, "f")
-			}, "vm vm-old", nil},
-		{"a link to it by now (T3)", func(t *testing.T, path string) { tree(t, path, "f") },
+			}, "vm vm-old", nil,
+		},
+		{
+			"a link to it by now (T3)", func(t *testing.T, path string) { tree(t, path, "f") },
 			func(t *testing.T, path string) {
 				must(t, os.Rename(path, path+"-old"))
 				must(t, os.Symlink("vm-old", path))
-			}, "vm vm-old", nil},
-		{"with a mount in it (T4)", func(t *testing.T, path string) { tree(t, path, "f", "m/") },
-			func(t *testing.T, path string) { mount(t, b.dir, path+"/m", "", unix.MS_BIND, "") }, "vm", statedir.ErrInUse},
-		{"mounted elsewhere (T4)", func(t *testing.T, path string) { tree(t, path, "f", "m/f") },
-			func(t *testing.T, path string) { mount(t, path+"/m", t.TempDir(), "", unix.MS_BIND, "") }, "vm", statedir.ErrInUse},
+			}, "vm vm-old", nil,
+		},
+		{
+			"with a mount in it (T4)", func(t *testing.T, path string) { tree(t, path, "f", "m/") },
+			func(t *testing.T, path string) { mount(t, b.dir, path+"/m", "", unix.MS_BIND, "") }, "vm", statedir.ErrInUse,
+		},
+		{
+			"mounted elsewhere (T4)", func(t *testing.T, path string) { tree(t, path, "f", "m/f") },
+			func(t *testing.T, path string) { mount(t, path+"/m", t.TempDir(), "", unix.MS_BIND, "") }, "vm", statedir.ErrInUse,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir() + "/vms"

@@ -165,7 +165,8 @@ func spawn(p plan, data, root string) (runner *exec.Cmd, child int, err error) {
 		Console string           `json:"console_log_path,omitempty"`
 	}{
 		root, 2, 4096, filepath.Join(data, "hosted-net.sock"),
-		[]map[string]any{{"tag": "workspace", "path": "/home/ann/src"}}, filepath.Join(data, "console.log"),
+		[]map[string]any{{"tag": "workspace", "path": "/home/ann/src"}},
+		filepath.Join(data, "console.log"),
 	})
 	if err != nil {
 		return nil, 0, err

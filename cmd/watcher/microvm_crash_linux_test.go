@@ -31,7 +31,7 @@ func TestMicroVMsThroughACrash(t *testing.T) {
 				}
 				ok := map[reap.Boundary]bool{
 					reap.BoundaryJotted:   len(cases) > 0 && living == 2,
-					reap.BoundaryStopped:  len(cases) == 2,
+					reap.BoundaryStopped:  len(cases) > 0, // the other's note may be under way
 					reap.BoundaryRecorded: len(cases) == 2,
 					reap.BoundaryRemoved:  len(cases) > 0,
 					reap.BoundaryClosed:   len(cases) < 2,

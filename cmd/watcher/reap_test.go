@@ -121,6 +121,8 @@ func TestAStopTimeoutLetsASandboxFinish(t *testing.T) {
 	deaf := e.Run(t, dockertest.ContainerOptions{Labels: labels, Args: []string{"deaf"}})
 	// The first process of a container ignores signals that it does not handle, so wait until it does.
 	e.WaitPIDs(t, polite, 1)
+	d.knows(polite)
+	d.knows(deaf) // or the owner would be dead when it is first looked for, and nobody would know since when
 	owner.Kill()
 	e.WaitGoneAll(t, polite, deaf)
 	politeStop, _ := d.event(watch.EventReaped, polite).micros(watch.KeyStopUS)

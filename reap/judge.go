@@ -154,7 +154,11 @@ func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Ju
 	}
 	switch {
 	case e.InUse:
-		return Judgement{Reason: InUse, Owner: j.Owner, Detail: "a container refers to it, or somebody uses it; else it would go, because " + string(j.Reason)}
+		why := "a container refers to it"
+		if e.ID.Kind.OfHost() {
+			why = "somebody uses it, or may"
+		}
+		return Judgement{Reason: InUse, Owner: j.Owner, Detail: why + "; else it would go, because " + string(j.Reason)}
 	case e.ID.Kind == watch.File && pol.mayTell(p, e, now):
 		return Judgement{Reason: InUse, Owner: j.Owner, Detail: "it may tell who owns a container of its rule that is kept; else it would go, because " + string(j.Reason)}
 	case ordered:

@@ -232,7 +232,11 @@ func (d *doctor) checkStateDir(context.Context) sign {
 		}
 		return fails(remedy, "%v", err)
 	}
-	switch life, pid, err := statedir.Locked(d.stateDir); {
+	life, pid, err := watch.Unknown, 0, error(nil)
+	if dir, absErr := filepath.Abs(d.stateDir); absErr == nil {
+		life, pid, err = statedir.Locked(dir)
+	}
+	switch {
 	case err != nil || life == watch.Unknown:
 		return works("%s can be written; whether a daemon uses it cannot be told: %v", d.stateDir, err)
 	case life == watch.Alive && pid != 0:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"watcher/platform/docker"
 	"watcher/platform/process"
+	"watcher/platform/statedir"
 	"watcher/reap"
 	"watcher/watch"
 )
@@ -31,7 +33,7 @@ func newExplainCommand(o *options) *cobra.Command {
 			}
 			e, err := find(seen.picture, args[0])
 			if errors.Is(err, errUnwatched) {
-				return errors.Join(err, o.whyUnwatched(cmd.Context(), seen.rules, args[0]))
+				return errors.Join(err, o.whyUnwatched(cmd.Context(), seen.rules, args[0]), o.otherRules())
 			}
 			if err != nil {
 				return err
@@ -49,6 +51,23 @@ func newExplainCommand(o *options) *cobra.Command {
 
 // errUnwatched says that something is not among what is watched.
 var errUnwatched = errors.New("watcher list shows those that are watched")
+
+// otherRules says that a daemon runs, whose rules may be others than those of the command line; nil if none does.
+func (o *options) otherRules() error {
+	dir, err := filepath.Abs(o.stateDirectory())
+	if err != nil {
+		return nil
+	}
+	life, pid, err := statedir.Locked(dir)
+	if err != nil || life != watch.Alive {
+		return nil // whoever cannot be found has no rules to tell of
+	}
+	who := "a daemon runs"
+	if pid != 0 {
+		who = fmt.Sprintf("a daemon runs, process %d", pid)
+	}
+	return fmt.Errorf("%s: if it was started with --config or --preset, give the same here", who)
+}
 
 // whyUnwatched says why a container that exists is not watched; nil if there is none, or nobody can tell.
 func (o *options) whyUnwatched(ctx context.Context, rules *watch.Rules, name string) error {

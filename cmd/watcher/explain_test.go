@@ -338,6 +338,14 @@ container ID exists, and has no label of watcher's; rule blue: it has no label t
 			t.Errorf("explain %v: exit code %d\n%s\nwant\n%s", test.args, got.code, said, test.want)
 		}
 	}
+	d := startDaemon(t, e, "--config", config)
+	hint := fmt.Sprintf("a daemon runs, process %d: if it was started with --config or --preset, give the same here\n", d.cmd.Process.Pid)
+	for _, args := range [][]string{{"explain", "nobody"}, {"kill", "nobody", "--force"}} {
+		if got := on(t, e, args...); got.code != exitFailed || !strings.HasSuffix(got.stderr, hint) {
+			t.Errorf("%v beside a daemon: exit code %d\n%s\nwant at its end\n%s", args, got.code, got.stderr, hint)
+		}
+	}
+	d.stop()
 	if got := on(t, e, "explain", "nobody"); got.stderr != "watcher: no sandbox is called \"nobody\"; watcher list shows those that are watched\n" {
 		t.Errorf("explain nobody: %s", got.stderr)
 	}

@@ -26,13 +26,17 @@ func newKillCommand(o *options) *cobra.Command {
 		Use:   "kill {ID | --rule NAME | --all}",
 		Short: "Stop and remove sandboxes now, whatever their owners do",
 		Long: "Stop and remove one sandbox now, named by its full ID, a unique prefix of it, or its exact name; or every sandbox of\n" +
-			"a rule, or every one, but for those that are pinned or another manager's. One that a live runner looks after is only\n" +
+			"a rule, or every one, but for those that are pinned, malformed or another manager's. One that a live runner looks after is only\n" +
 			"stopped, since the runner cleans up. It is asked first, unless --force.\n\n" +
 			"What was begun is on record: if it is interrupted, the daemon or the next watcher --once finishes it.",
 		Args: func(_ *cobra.Command, args []string) error { return k.arguments(args) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k.stdin, k.stdout, k.stderr = os.Stdin, cmd.OutOrStdout(), cmd.ErrOrStderr()
-			return k.run(cmd.Context())
+			err := k.run(cmd.Context())
+			if errors.Is(err, errUnwatched) {
+				err = errors.Join(err, o.otherRules())
+			}
+			return err
 		},
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			return o.completeIDs(cmd.Context(), args), cobra.ShellCompDirectiveNoFileComp
@@ -128,9 +132,6 @@ func (k *kill) run(ctx context.Context) error {
 	if k.force {
 		return k.carryOut(ctx, c, nil)
 	}
-	if !term.IsTerminal(int(k.stdin.Fd())) {
-		return errors.New("nobody can be asked, since standard input is no terminal; --force kills without asking")
-	}
 	seen, err := k.o.runPass(ctx, c, quiet(), true)
 	if err != nil {
 		return err
@@ -140,13 +141,16 @@ func (k *kill) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !term.IsTerminal(int(k.stdin.Fd())) {
+		return errors.New("nobody can be asked, since standard input is no terminal; --force kills without asking")
+	}
 	if err := k.ask(ctx, chosen); err != nil {
 		return err
 	}
 	return k.carryOut(ctx, c, chosen)
 }
 
-// choose finds what the command line names. What is pinned, or another manager's, must be named itself.
+// choose finds what the command line names. What is pinned, or may be meant to be, or another manager's must be named itself.
 func (k *kill) choose(p *watch.Picture, policy reap.Policy, now time.Time) (chosen []target, spared []string, err error) {
 	if k.name != "" {
 		e, err := k.find(p)
@@ -161,6 +165,8 @@ func (k *kill) choose(p *watch.Picture, policy reap.Policy, now time.Time) (chos
 		case !k.all && cmp.Or(e.Terms.Rule, watch.RuleLabels) != k.rule:
 		case e.Terms.Keep || p.Dropped(id):
 			spared = append(spared, called(id, e.Name)+", which is pinned")
+		case e.Terms.Fault != "":
+			spared = append(spared, called(id, e.Name)+", of which it is not clear what it says: "+printable(e.Terms.Fault))
 		case e.Terms.Protected != "":
 			spared = append(spared, called(id, e.Name)+", which is another manager's by its label "+printable(e.Terms.Protected))
 		default:
@@ -220,7 +226,7 @@ func (k *kill) find(p *watch.Picture) (*watch.Entry, error) {
 	}
 	switch len(found) {
 	case 0:
-		return nil, fmt.Errorf("no sandbox is called %q; watcher list shows those that are watched", k.name)
+		return nil, fmt.Errorf("no sandbox is called %q; %w", k.name, errUnwatched)
 	case 1:
 		return found[0], nil
 	}

@@ -115,6 +115,7 @@ func TestWhatIsAskedBeforeAKill(t *testing.T) {
 		someSandbox(watch.Container, fullID("bbb1"), "pinned", func(s *watch.Sandbox) { s.Terms.Keep = true }),
 		someSandbox(watch.Container, fullID("ccc1"), "pod\x1b[2J", func(s *watch.Sandbox) { s.Terms.Rule, s.Terms.Protected = "r", "io.kubernetes.pod" }),
 		someSandbox(watch.Container, fullID("ddd1"), "dropped"),
+		someSandbox(watch.Container, fullID("eee1"), "misspelt", func(s *watch.Sandbox) { s.Terms.Fault = `"watcher.kep": no such label` }),
 		vm,
 	)
 	p.Apply(watch.CaseDropped{ID: watch.ID{Kind: watch.Container, Name: fullID("ddd1")}})
@@ -139,7 +140,7 @@ func TestWhatIsAskedBeforeAKill(t *testing.T) {
 			t.Errorf("%+v: %v, %v", tt.k, chosen, err)
 			continue
 		}
-		if tt.k.all && len(spared) != 3 {
+		if tt.k.all && len(spared) != 4 {
 			t.Errorf("spared are %q", spared)
 		}
 		asked := tt.k.question(chosen)

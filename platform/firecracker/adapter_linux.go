@@ -658,6 +658,11 @@ func removeLeaf(ctx context.Context, leaf watch.Leaf) error {
 	case Cgroup:
 		return removeCgroup(ctx, leaf.Name)
 	default:
-		return statedir.Remove(ctx, leaf.Name, leaf.Incarnation)
+		err := statedir.Remove(ctx, leaf.Name, leaf.Incarnation)
+		if errors.Is(err, watch.ErrInUse) {
+			// The microVM is dead, and what is mounted there does not end by itself: a failure that is told, and tried again.
+			return errors.New(err.Error())
+		}
+		return err
 	}
 }

@@ -173,7 +173,12 @@ func (v *VMs) remove(ctx context.Context, s watch.Sandbox, tell func(part string
 	if err := v.confirm(ctx, rule, whole, f); err != nil {
 		return err
 	}
-	return v.removeFiles(ctx, s.ID, f, whole, tell)
+	err = v.removeFiles(ctx, s.ID, f, whole, tell)
+	if errors.Is(err, watch.ErrInUse) {
+		// It is dead, and what is mounted there does not end by itself: a failure that is told, and tried again.
+		return errors.New(err.Error())
+	}
+	return err
 }
 
 // ruleOf returns the rule that names the folder that a path is in (G1).

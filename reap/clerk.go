@@ -41,6 +41,13 @@ func (l *Loop) filed(err error, written bool) {
 	}
 }
 
+// copy is the case as it is now, for the clerk: the loop goes on with the case itself.
+func (c *Case) copy() Case {
+	copied := *c
+	copied.Steps = slices.Clone(c.Steps)
+	return copied
+}
+
 // record has the clerk write the case of a sandbox, as the Jot or Record step of its reap.
 func (l *Loop) record(id watch.ID, step watch.Step) {
 	if l.Docket == nil {
@@ -48,7 +55,7 @@ func (l *Loop) record(id watch.ID, step watch.Step) {
 		l.filing++
 		return
 	}
-	c := *l.open[id]
+	c := l.open[id].copy()
 	write, boundary := l.Docket.Write, BoundaryRecorded
 	if step == watch.Jot {
 		write, boundary = l.Docket.Jot, BoundaryJotted
@@ -72,7 +79,7 @@ func (l *Loop) update(e *watch.Entry) {
 	if l.Docket == nil {
 		return
 	}
-	copied := *c
+	copied := c.copy()
 	l.file(func() watch.Event {
 		return watch.RecordKept{ID: copied.Sandbox(), Written: true, Err: l.Docket.Write(copied)}
 	})
@@ -134,7 +141,7 @@ func (l *Loop) keep(end *ending) {
 	if end.kept == nil || l.Docket == nil {
 		return
 	}
-	c := *end.kept
+	c := end.kept.copy()
 	c.Removed = true
 	end.kept = nil
 	l.file(func() watch.Event {

@@ -262,6 +262,11 @@ func (d *doctor) checks() []check {
 	for _, c := range capabilities {
 		all = append(all, check{strings.ToUpper(c.name), c.needed != nil && d.any(c.needed), func(context.Context) sign { return d.checkCapability(c) }})
 	}
+	for _, rule := range d.config.Rules {
+		if programs, globs := traces([]watch.Rule{rule}); len(programs)+len(globs) > 0 {
+			all = append(all, check{"rule " + rule.Name, false, func(context.Context) sign { return d.checkRule(rule) }})
+		}
+	}
 	for _, name := range presetNames() {
 		all = append(all, check{"preset " + name, false, func(context.Context) sign { return d.checkPreset(name) }})
 	}

@@ -436,6 +436,34 @@ func (d *doctor) checkPreset(name string) sign {
 	if err != nil {
 		return fails("", "%v", err)
 	}
+	used := d.config.hasPreset(name)
+	head := "in use"
+	if !used {
+		head = "not in use"
+	}
+	r, found := d.lookFor(p.rules, head)
+	if found > 0 && !used {
+		r.remedy = "--preset " + name + ", or presets in the configuration, watches over it"
+	}
+	return r
+}
+
+// checkRule says whether there is anything on this host that a rule of the file is for. A folder that is misspelt is nowhere.
+func (d *doctor) checkRule(rule watch.Rule) sign {
+	r, _ := d.lookFor([]watch.Rule{rule}, "of kind "+string(rule.Kind))
+	below := slices.Concat(rule.BaseDirs, rule.JailDirs, rule.Dirs)
+	missing := slices.DeleteFunc(slices.Clone(below), func(glob string) bool {
+		at, err := filepath.Glob(glob)
+		return err != nil || len(at) > 0
+	})
+	if r.works == yes && len(below) > 0 && len(missing) == len(below) {
+		return fails("is it spelt so? until it is there the rule is about nothing", "%s", r.detail)
+	}
+	return r
+}
+
+// lookFor says which of the things that rules name are on this host, behind some words, and how many.
+func (d *doctor) lookFor(rules []watch.Rule, head string) (r sign, n int) {
 	var found, missing []string
 	note := func(what string, n int) {
 		if n > 0 {
@@ -444,10 +472,10 @@ func (d *doctor) checkPreset(name string) sign {
 			missing = append(missing, what)
 		}
 	}
-	programs, globs := traces(p.rules)
+	programs, globs := traces(rules)
 	running, unreadable, err := d.running(programs)
 	if err != nil {
-		return cannotTell("", "%v", err)
+		return cannotTell("", "%v", err), 0
 	}
 	for _, program := range programs {
 		note("program "+program, running[program])
@@ -456,14 +484,11 @@ func (d *doctor) checkPreset(name string) sign {
 		// Only to tell people: what is removed is found by statedir, which follows no link.
 		at, err := filepath.Glob(glob)
 		if err != nil {
-			return cannotTell("", "%s: %v", glob, err)
+			return cannotTell("", "%s: %v", glob, err), 0
 		}
 		note(glob, len(at))
 	}
-	r := works("in use")
-	if !d.config.hasPreset(name) {
-		r = works("not in use")
-	}
+	r = works("%s", head)
 	if len(found) > 0 {
 		r.detail += "; found " + strings.Join(found, ", ")
 	}
@@ -474,10 +499,7 @@ func (d *doctor) checkPreset(name string) sign {
 		r.works = unknown
 		r.detail += fmt.Sprintf("; what %d processes run cannot be read", unreadable)
 	}
-	if len(found) > 0 && !d.config.hasPreset(name) {
-		r.remedy = "--preset " + name + ", or presets in the configuration, watches over it"
-	}
-	return r
+	return r, len(found)
 }
 
 // traces are what rules say of a host: programs that run on it, and files and folders, each once.

@@ -20,6 +20,7 @@ import (
 	"watcher/platform/connector"
 	"watcher/platform/docker/dockertest"
 	"watcher/platform/journal"
+	"watcher/watch"
 )
 
 func TestWhatIsKnownOfAKernel(t *testing.T) {
@@ -373,6 +374,30 @@ func TestDoctorFindsWhatAPresetIsFor(t *testing.T) {
 	}
 	if a := d.checkPreset("kojuto"); !strings.Contains(a.detail, "in use; found") || a.remedy != "" {
 		t.Errorf("kojuto's preset is in use, and doctor says %+v", a)
+	}
+}
+
+// A folder of a rule that is misspelt is nowhere to be found, and the rule would look after nothing without a word.
+func TestDoctorOnRules(t *testing.T) {
+	dir := t.TempDir()
+	d := &doctor{proc: t.TempDir(), config: defaults(), root: true}
+	rule := watch.Rule{Name: "vms", Kind: watch.Firecracker, BaseDirs: []string{dir}, Owner: watch.Evidence{Ancestor: "runner"}}
+	if a := d.checkRule(rule); a.works != yes || !strings.Contains(a.detail, "found "+dir) || !strings.Contains(a.detail, "not found: program runner") {
+		t.Errorf("the folder is there, and doctor says %+v", a)
+	}
+	rule.BaseDirs = []string{dir + "/bsae"}
+	if a := d.checkRule(rule); a.works != no || !strings.Contains(a.detail, "not found: program runner, "+dir+"/bsae") || a.remedy == "" {
+		t.Errorf("the folder is misspelt, and doctor says %+v", a)
+	}
+	d.config.Rules = []watch.Rule{rule, {Name: "labelled", Kind: watch.Container, Owner: watch.Evidence{None: true}}}
+	var names []string
+	for _, c := range d.checks() {
+		if name, ok := strings.CutPrefix(c.name, "rule "); ok {
+			names = append(names, name)
+		}
+	}
+	if !slices.Equal(names, []string{"vms"}) {
+		t.Errorf("it looks at the rules %q", names)
 	}
 }
 

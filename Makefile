@@ -154,7 +154,7 @@ MICROVM_ROUNDS ?= 10
 microvms: testdeps
 	WATCHER_MICROVM_ROUNDS=$(MICROVM_ROUNDS) $(GO) test ./cmd/watcher -run '^TestFiftyMicroVMs$$' -count=1 -v -timeout 30m
 
-# Forty mistakes in the core, one at a time: the tests must notice each. WATCHER_MUTANTS may be a part of one's story.
+# A hundred mistakes in the core, one at a time: the tests must notice each. WATCHER_MUTANTS may be a part of one's story.
 WATCHER_MUTANTS ?= all
 .PHONY: mutants
 mutants:

@@ -135,6 +135,8 @@ func (pol Policy) judgeTerms(p *watch.Picture, e *watch.Entry, now time.Time) Ju
 	ordered := !e.Ordered.IsZero()
 	switch {
 	case ordered:
+	case t.Fault != "" && e.ID.Kind.OfHost():
+		return Judgement{Reason: OwnerUnknown, Detail: t.Fault} // it has no labels: it is not clear what it is
 	case t.Fault != "":
 		return Judgement{Reason: BadLabel, Detail: t.Fault}
 	case t.Keep:

@@ -157,6 +157,18 @@ func TestACaseOfAMicroVMGoesOnWithWhatWasNoted(t *testing.T) {
 	})
 }
 
+// A microVM has no labels that could be malformed.
+func TestAFaultOfAMicroVM(t *testing.T) {
+	vm := labelled("a", nil)
+	vm.ID.Kind, vm.Terms.Fault = watch.Firecracker, "two processes seem to be this microVM"
+	p := watch.NewPicture(thisBoot)
+	p.Apply(watch.SandboxSeen{Sandbox: vm, Asked: at(1)})
+	got := reap.DefaultPolicy().Judge(p, p.Entry(vm.ID), at(time.Hour))
+	if want := (reap.Judgement{Reason: reap.OwnerUnknown, Detail: vm.Terms.Fault}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
 func TestJudgeWhatAnAdapterLooksFor(t *testing.T) {
 	shared := watch.NamespaceSeen{Kind: watch.Firecracker, Shared: true}
 	const late = time.Hour

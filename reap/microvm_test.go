@@ -2,6 +2,7 @@ package reap_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -102,14 +103,14 @@ func TestAKillWaitsForNoDisk(t *testing.T) {
 func TestWhatAMicroVMLeavesIsNotForgotten(t *testing.T) {
 	docket := newState(t)
 	onStand(t, docket.with(withMicroVMs), func(s *stand) {
-		fails := true
+		var mended atomic.Bool
 		removed := map[string][]watch.Leaf{}
 		s.engine.parts = func(s watch.Sandbox) { removed[s.ID.Name] = s.Leaves }
 		s.engine.remove = func(context.Context, string) error {
-			if fails {
-				return errBusy
+			if mended.Load() {
+				return nil
 			}
-			return nil
+			return errBusy
 		}
 		vm := microVM("a", aRecord)
 		s.run(vm)
@@ -124,7 +125,7 @@ func TestWhatAMicroVMLeavesIsNotForgotten(t *testing.T) {
 		if s.told().status.Open != 1 {
 			t.Fatalf("status %+v", s.told().status)
 		}
-		fails = false
+		mended.Store(true)
 		s.pass(time.Hour)
 		if diff := cmp.Diff(vm.Leaves, removed["a"]); diff != "" {
 			t.Errorf("removed (-want +got)\n%s", diff)

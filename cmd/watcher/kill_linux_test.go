@@ -383,7 +383,9 @@ func TestAKillIsKilledAtEachBoundary(t *testing.T) {
 					t.Fatalf("kill ended with %v, want a SIGKILL", cmd.ProcessState)
 				}
 				c, recorded := casesOf(t)[id]
-				if recorded != (at != reap.BoundaryClosed) || recorded && c.Reason != reap.Operator {
+				// The engine may tell that it is gone before the removal has returned, and then the record goes as well.
+				told := at == reap.BoundaryRemoved && !recorded
+				if recorded != (at != reap.BoundaryClosed) && !told || recorded && c.Reason != reap.Operator {
 					t.Errorf("killed at %q, and on record is %+v", at, c)
 				}
 				if running := e.Running(t, id); at == reap.BoundaryRecorded && !running {

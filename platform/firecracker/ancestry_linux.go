@@ -64,6 +64,15 @@ func (m *MicroVMs) lookForOwners(l *look, vm *microVM) (events []watch.Event) {
 
 // lookForOwner looks for one. There is nothing to say if the microVM itself has died meanwhile.
 func (m *MicroVMs) lookForOwner(l *look, vm *microVM, claim watch.Claim) (watch.OwnerSeen, bool) {
+	seen, ok := m.lookOnceForOwner(l, vm, claim)
+	if ok && seen.Life == watch.Alive && !m.deathOf(seen.Owner).IsZero() {
+		// He died while he was looked for, and whoever was told of that did not know that he owns this one by this claim.
+		return m.lookOnceForOwner(newLook(), vm, claim)
+	}
+	return seen, ok
+}
+
+func (m *MicroVMs) lookOnceForOwner(l *look, vm *microVM, claim watch.Claim) (watch.OwnerSeen, bool) {
 	seen := watch.OwnerSeen{ID: vm.sandbox.ID, Claim: claim, Asked: l.asked}
 	m.mu.Lock()
 	before := vm.known[claim]

@@ -118,7 +118,7 @@ fuzz:
 		listed=$$($(GO) test -list '^Fuzz' $$package); \
 		for test in $$(grep '^Fuzz' <<< "$$listed" || true); do \
 			echo "$$package $$test"; \
-			$(GO) test $$package -run '^$$' -fuzz "^$$test$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x; \
+			GO=$(GO) .ci/fuzz $$package -run '^$$' -fuzz "^$$test$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x; \
 		done; \
 	done
 

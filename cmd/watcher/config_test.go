@@ -421,7 +421,7 @@ func TestPresetsInTheField(t *testing.T) {
 			preset: "mcp-sandbox", name: "by its label", image: "node:18-alpine", labels: []string{"mcp.sandbox=true"},
 			want: "mcp-sandbox: program node",
 		},
-		{preset: "mcp-sandbox", name: "by its image", image: "ghcr.io/x/mcp-sandbox:1", want: "mcp-sandbox-image: program node"},
+		{preset: "mcp-sandbox", name: "by its image", image: "registry.example/x/mcp-sandbox:1", want: "mcp-sandbox-image: program node"},
 		{preset: "mcp-sandbox", name: "node", image: "node:18-alpine"},
 
 		{preset: "docker-run", name: "run", client: true, want: "docker-run: client"},

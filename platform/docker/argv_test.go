@@ -38,8 +38,8 @@ func TestRequests(t *testing.T) {
 		want []string
 	}{
 		{"plain", "/usr/bin/docker", "docker run img", []string{`docker [] [] [] img []`}},
-		{"of an MCP server", "/usr/bin/docker", "docker run --rm -i -e TOKEN ghcr.io/x/y:1 stdio --read-only", []string{
-			`docker [] [] [rm=true interactive=true env=TOKEN] ghcr.io/x/y:1 ["stdio" "--read-only"]`,
+		{"of an MCP server", "/usr/bin/docker", "docker run --rm -i -e TOKEN registry.example/x/y:1 stdio --read-only", []string{
+			`docker [] [] [rm=true interactive=true env=TOKEN] registry.example/x/y:1 ["stdio" "--read-only"]`,
 		}},
 		{"management command", "/usr/bin/docker", "docker container run img", []string{`docker [] [] [] img []`}},
 		{"global flags", "/usr/bin/docker", "docker -H unix:///s -D --log-level=debug -c x --tls run img", []string{

@@ -279,7 +279,8 @@ func TestABBoxThatLogsElsewhere(t *testing.T) {
 func TestABBoxInAnOldFolder(t *testing.T) {
 	home := gomicrovmtest.NewHome(t)
 	must(t, os.MkdirAll(filepath.Join(home.VMs(), "vm"), 0o755))
-	time.Sleep(3 * time.Second) // longer than clocks differ
+	made := time.Now()
+	gomicrovmtest.Await(t, "the folder is older than clocks may differ", func() bool { return time.Since(made) > 3*time.Second })
 	vm := home.Start("vm", gomicrovmtest.Options{LogFile: true})
 	s := newStand(t, home, broodbox(home))
 	s.list()

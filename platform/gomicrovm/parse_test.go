@@ -14,7 +14,7 @@ const (
   "version": 1,
   "active": true,
   "name": "bbox-claude-code-src-1a2b3c4d",
-  "image": "ghcr.io/stacklok/brood-box/claude-code:latest",
+  "image": "registry.example/stacklok/brood-box/claude-code:latest",
   "cpus": 2,
   "memory_mb": 4096,
   "pid": 4242,
@@ -29,7 +29,7 @@ func TestState(t *testing.T) {
 		text string
 		want state
 	}{
-		{stateOfGoMicroVM, state{true, "ghcr.io/stacklok/brood-box/claude-code:latest", 4242, created}},
+		{stateOfGoMicroVM, state{true, "registry.example/stacklok/brood-box/claude-code:latest", 4242, created}},
 		{stateOfStopped, state{}},
 		{`{"version":1,"active":true}`, state{Active: true}},
 		{`{"version":1,"active":true,"pid":0}`, state{Active: true}},

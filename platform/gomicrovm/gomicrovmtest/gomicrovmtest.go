@@ -133,6 +133,7 @@ type VM struct {
 	cmd    *exec.Cmd
 	orders *os.File
 	gone   chan struct{}
+	runner int // a pidfd of the runner, which is no child of ours: its PID may be another's once its bbox has reaped it
 }
 
 // A plan is what a bbox is told to do.
@@ -184,8 +185,9 @@ func (h *Home) Start(name string, o Options) *VM {
 		_ = hold.Close() // which ends both
 		_ = toBBox.Close()
 		<-vm.gone
-		if vm.Runner != 0 {
-			AwaitDead(tb, vm.Runner)
+		if vm.runner != 0 {
+			Await(tb, "the end of the runner", func() bool { return ended(vm.runner) })
+			_ = unix.Close(vm.runner)
 		}
 	})
 	line, err := bufio.NewReader(reports).ReadBytes('\n')
@@ -200,6 +202,9 @@ func (h *Home) Start(name string, o Options) *VM {
 	vm.Runner, vm.Child = r.Runner, r.Child
 	if o.PIDNS {
 		vm.Runner = outer(tb, vm.BBox)
+	}
+	if vm.runner, err = unix.PidfdOpen(vm.Runner, 0); err != nil {
+		tb.Fatalf("gomicrovmtest: hold the runner: %v", err)
 	}
 	return vm
 }
@@ -273,10 +278,10 @@ func (vm *VM) Become(program string) {
 // KillRunner kills the runner.
 func (vm *VM) KillRunner() {
 	vm.tb.Helper()
-	if err := unix.Kill(vm.Runner, unix.SIGKILL); err != nil {
+	if err := unix.PidfdSendSignal(vm.runner, unix.SIGKILL, nil, 0); err != nil {
 		vm.tb.Fatal(err)
 	}
-	AwaitDead(vm.tb, vm.Runner)
+	Await(vm.tb, "the end of the runner", func() bool { return ended(vm.runner) })
 }
 
 // Await waits until something is so.
@@ -303,11 +308,19 @@ func AwaitDead(tb testing.TB, pid int) {
 // Dead reports whether a process is dead: no process has the PID, or a zombie has.
 func Dead(pid int) bool {
 	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL): // nobody has it, or a thread of another process
 		return true
+	case err != nil:
+		panic(fmt.Sprintf("gomicrovmtest: hold process %d: %v", pid, err))
 	}
 	defer unix.Close(fd)
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return ended(fd)
+}
+
+// ended reports whether the process of a pidfd is dead.
+func ended(pidfd int) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
 	return err == nil && n > 0
 }
 
@@ -326,7 +339,7 @@ func WriteState(folder string, active bool, pid int) error {
 		MemoryMB uint32    `json:"memory_mb"`
 		PID      int       `json:"pid,omitempty"`
 		Created  time.Time `json:"created_at"`
-	}{1, active, filepath.Base(folder), "ghcr.io/stacklok/brood-box/claude-code:latest", 2, 4096, pid, time.Now()}
+	}{1, active, filepath.Base(folder), "brood-box/claude-code:latest", 2, 4096, pid, time.Now()}
 	text, err := json.MarshalIndent(state, "", "  ")
 	if err != nil {
 		return err

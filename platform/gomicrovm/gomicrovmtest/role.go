@@ -119,14 +119,22 @@ func bbox(p plan) error {
 		return err
 	}
 	_ = reports.Close()
-	go func() { _ = runner.Wait() }() // as the real one, which leaves no zombie
+	reaped := make(chan struct{})
+	pidfd, err := unix.PidfdOpen(runner.Process.Pid, 0)
+	if err != nil {
+		return err
+	}
+	go func() {
+		_ = runner.Wait() // as the real one, which leaves no zombie
+		close(reaped)
+	}()
 	orders := bufio.NewScanner(os.NewFile(4, "orders"))
 	for orders.Scan() {
 		switch order, argument, _ := strings.Cut(orders.Text(), " "); order {
 		case "exit":
 			return nil
 		case "stop":
-			return stop(p, runner)
+			return stop(p, pidfd, reaped)
 		case "become":
 			// Only the leash is kept: the program reads it and ends with it.
 			if err := unix.Dup2(3, 0); err != nil {
@@ -141,16 +149,13 @@ func bbox(p plan) error {
 }
 
 // stop is what bbox does when its agent has ended.
-func stop(p plan, runner *exec.Cmd) error {
-	if err := unix.Kill(-runner.Process.Pid, unix.SIGTERM); err != nil {
+//
+// The real one sends the signal to the group by its number; this one to whom it holds, for a test must hit nobody else.
+func stop(p plan, runner int, reaped <-chan struct{}) error {
+	if err := unix.PidfdSendSignal(runner, unix.SIGTERM, nil, unix.PIDFD_SIGNAL_PROCESS_GROUP); err != nil {
 		return err
 	}
-	for !Dead(runner.Process.Pid) {
-		if fd, err := unix.PidfdOpen(runner.Process.Pid, 0); err == nil {
-			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
-			_ = unix.Close(fd)
-		}
-	}
+	<-reaped
 	return errors.Join(WriteState(p.Folder, false, 0), os.RemoveAll(filepath.Join(p.Folder, Data)))
 }
 

@@ -405,7 +405,7 @@ func TestDoctorOnRules(t *testing.T) {
 func TestDoctorOnADaemonThatMayLess(t *testing.T) {
 	needTool(t, "setpriv", "util-linux")
 	if os.Geteuid() != 0 {
-		t.Skip("only root can drop a capability")
+		t.Skip("NOT RUN: only root can drop a capability")
 	}
 	self, err := os.Executable() // setpriv's own would be its own
 	if err != nil {
@@ -454,7 +454,7 @@ func TestDoctorAsSomebodyElse(t *testing.T) {
 // In a PID namespace of its own nothing that names a PID can be judged, and without a capability files stay.
 func TestDoctorInANamespace(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can make a PID namespace and drop a capability")
+		t.Skip("NOT RUN: only root can make a PID namespace and drop a capability")
 	}
 	needTool(t, "setpriv", "util-linux")
 	config := configFile(t, "[[rule]]\nname = \"p\"\nmatch = { name = \"p-*\" }\nowner = { process = \"p\" }\nfiles = [\"/tmp/p-*\"]\n")

@@ -205,9 +205,10 @@ func TestMicroVMsBelowASubreaper(t *testing.T) {
 
 // Nothing depends on the stand-in: a real VMM, without a guest, under a rule of its own.
 func TestMicroVMsOfQEMU(t *testing.T) {
+	needTool(t, "qemu-system-x86_64", "qemu-system-x86")
 	qemu, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
-		t.Skip("NOT RUN: qemu-system-x86 is not installed")
+		t.Fatal(err)
 	}
 	h := newVMHost(t, with("socket-dir =", "program = \"qemu-system-*\"\nsocket-dir ="))
 	h.keep(h.guest(h.runner().Lay(firecrackertest.Direct, ""))) // of another, which lives

@@ -168,7 +168,7 @@ type scene struct {
 func newScene(t *testing.T, e *dockertest.Engine) *scene {
 	t.Helper()
 	if _, err := exec.LookPath("docker"); err != nil {
-		t.Skipf("NOT RUN: %v", err)
+		t.Fatalf("%v (apt-get install docker.io)", err)
 	}
 	s := &scene{newClientFinder(newProc(t), e.Host()), t, e, e.Image(t), "scene=" + strings.ReplaceAll(t.Name(), "/", "-")}
 	t.Cleanup(s.clear)
@@ -363,7 +363,7 @@ func TestClientOfRealAgents(t *testing.T) {
 	} {
 		t.Run(tt.program, func(t *testing.T) {
 			if _, err := exec.LookPath(tt.program); err != nil {
-				t.Skipf("NOT RUN: %v", err)
+				t.Fatalf("%v (apt-get install nodejs python3)", err)
 			}
 			s := newScene(t, dockertest.Shared(t))
 			line, err := json.Marshal(s.run("--rm", "-i"))

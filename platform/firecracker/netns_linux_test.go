@@ -24,7 +24,7 @@ const patience = time.Minute
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("NOT RUN: needs root")
 	}
 }
 
@@ -32,7 +32,7 @@ func needInit(t *testing.T) {
 	t.Helper()
 	needRoot(t)
 	if initial, err := theHost(t).InitialNamespace(); err != nil || !initial {
-		t.Skip("needs the first PID namespace")
+		t.Skip("NOT RUN: needs the first PID namespace")
 	}
 }
 
@@ -267,7 +267,7 @@ os._exit(0)`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := exec.LookPath(command[0]); err != nil {
-				t.Skip(err)
+				t.Fatalf("%v (apt-get install python3 iproute2)", err)
 			}
 			n := newTestNet(t)
 			args := make([]string, len(command))

@@ -175,7 +175,7 @@ func TestAWrapperThatStays(t *testing.T) {
 func TestARealVMM(t *testing.T) {
 	qemu, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
-		t.Skip("NOT RUN: qemu-system-x86 is not installed")
+		t.Fatalf("%v (apt-get install qemu-system-x86)", err)
 	}
 	s := newScene(t, func(rule *watch.Rule) { rule.Program = "qemu-system-*" })
 	r := s.StartRunner()

@@ -48,16 +48,16 @@ type VMs struct {
 
 	mu       sync.Mutex // also orders what is posted
 	closed   bool
-	complete bool                       // there was a complete look at all processes
-	dirs     map[string]*watch.Rule     // those that hold the folders of microVMs
-	near     []string                   // where others may appear
-	vms      map[string]*vm             // by path
-	bare     map[string]struct{}        // folders in which there is nothing yet
-	runners  map[watch.Process]*runner  // that live
-	makers   map[watch.Process]*maker   // likewise
-	held     map[watch.Process]*held    // processes whose end matters
-	changed  map[string]struct{}        // paths to look at
-	progress map[watch.ID]*atomic.Int64 // names removed so far
+	complete bool                      // there was a complete look at all processes
+	dirs     map[string]*watch.Rule    // those that hold the folders of microVMs
+	near     []string                  // where others may appear
+	vms      map[string]*vm            // by path
+	bare     map[string]struct{}       // folders in which there is nothing yet
+	runners  map[watch.Process]*runner // that live
+	makers   map[watch.Process]*maker  // likewise
+	held     map[watch.Process]*held   // processes whose end matters
+	changed  map[string]struct{}       // paths to look at
+	leaving  map[watch.ID]struct{}     // being removed
 
 	// Apart, so that whoever reads the kernel's reports waits for no look.
 	byPID  sync.Map // those that are held, by PID
@@ -102,7 +102,7 @@ func New(host *process.Host, post func(...watch.Event)) *VMs {
 		host: host, post: post, poke: make(chan struct{}, 1), refresh: make(chan struct{}, 1),
 		dirs: map[string]*watch.Rule{}, vms: map[string]*vm{}, bare: map[string]struct{}{},
 		runners: map[watch.Process]*runner{}, makers: map[watch.Process]*maker{}, held: map[watch.Process]*held{},
-		changed: map[string]struct{}{}, execed: map[int]struct{}{}, progress: map[watch.ID]*atomic.Int64{},
+		changed: map[string]struct{}{}, execed: map[int]struct{}{}, leaving: map[watch.ID]struct{}{},
 	}
 	v.rules.Store(&[]watch.Rule{})
 	v.follower = statedir.NewFollower(v.notice, v.missed)
@@ -165,17 +165,6 @@ func (v *VMs) Witness(pid int, at time.Time) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.bury(h, at) // of two witnesses to one death the earlier one is nearer the truth
-}
-
-// Progress says how many names of a microVM have been removed, if it is being removed.
-func (v *VMs) Progress(id watch.ID) (removed int64, ok bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	n, ok := v.progress[id]
-	if !ok {
-		return 0, false
-	}
-	return n.Load(), true
 }
 
 func poke(c chan<- struct{}) {

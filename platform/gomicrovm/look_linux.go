@@ -141,9 +141,11 @@ func (v *VMs) look(rule *watch.Rule, dir *statedir.Folder, name string, mounts s
 		return nil, nil // what cannot be written down cannot be removed after a crash; bbox makes no such name
 	}
 	before := v.vms[file]
-	if before != nil && v.progress[before.sandbox.ID] != nil {
-		before.asked = asked // what is left of it while it is being removed says nothing about it
-		return before, nil
+	if before != nil {
+		if _, leaving := v.leaving[before.sandbox.ID]; leaving {
+			before.asked = asked // what is left of it while it is being removed says nothing about it
+			return before, nil
+		}
 	}
 	mounted := mounts.At(file)
 	if mounted != "" && before != nil {

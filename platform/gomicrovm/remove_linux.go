@@ -7,7 +7,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -267,32 +266,30 @@ func (f finding) check(does string) error {
 	}
 }
 
-// removing notes that a microVM is being removed, until the result is called: names that are gone are counted.
-func (v *VMs) removing(id watch.ID) (count, end func()) {
-	var removed atomic.Int64
+// removing notes that a microVM is being removed, until the result is called.
+func (v *VMs) removing(id watch.ID) (end func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.progress[id] = &removed
-	return func() { removed.Add(1) }, func() {
+	v.leaving[id] = struct{}{}
+	return func() {
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		delete(v.progress, id)
+		delete(v.leaving, id)
 	}
 }
 
 // removeFiles removes what may be large first, then the records that tell whose it is: what is left of an interrupted removal
 // still says what it is.
 func (v *VMs) removeFiles(ctx context.Context, id watch.ID, f *statedir.Folder, whole bool, tell func(part string, err error)) error {
-	count, end := v.removing(id)
-	defer end()
-	err := removeData(ctx, f, count)
+	defer v.removing(id)()
+	err := removeData(ctx, f)
 	tell(leafData, err)
 	if err != nil {
 		return err
 	}
 	if whole {
-		if err = removeBut(ctx, f, f.Owner(), count, sentinelName); err == nil {
-			err = statedir.RemoveOwned(ctx, f.Owner(), f.Path(), id.Name, count)
+		if err = removeBut(ctx, f, f.Owner(), sentinelName); err == nil {
+			err = statedir.RemoveOwned(ctx, f.Owner(), f.Path(), id.Name)
 		}
 		tell(leafFolder, err)
 		return err
@@ -304,7 +301,7 @@ func (v *VMs) removeFiles(ctx context.Context, id watch.ID, f *statedir.Folder, 
 	return err
 }
 
-func removeData(ctx context.Context, f *statedir.Folder, count func()) error {
+func removeData(ctx context.Context, f *statedir.Folder) error {
 	data, err := f.Open(dataName)
 	if absent(err) {
 		return nil // or it is no folder, which goes with all the rest
@@ -313,20 +310,20 @@ func removeData(ctx context.Context, f *statedir.Folder, count func()) error {
 		return err
 	}
 	defer data.Close()
-	if err := removeBut(ctx, data, f.Owner(), count, stateName, lockName); err != nil {
+	if err := removeBut(ctx, data, f.Owner(), stateName, lockName); err != nil {
 		return err
 	}
-	return removePath(ctx, data.Path(), f.Owner(), count)
+	return removePath(ctx, data.Path(), f.Owner())
 }
 
 // removeBut removes all that is in a folder but some. It goes on behind what cannot be removed.
-func removeBut(ctx context.Context, f *statedir.Folder, user uint32, count func(), but ...string) error {
+func removeBut(ctx context.Context, f *statedir.Folder, user uint32, but ...string) error {
 	var first error
 	err := f.Names(ctx, func(name string) error {
 		if slices.Contains(but, name) {
 			return nil
 		}
-		if err := removePath(ctx, f.Path()+"/"+name, user, count); err != nil && first == nil {
+		if err := removePath(ctx, f.Path()+"/"+name, user); err != nil && first == nil {
 			first = err
 		}
 		return nil
@@ -334,10 +331,10 @@ func removeBut(ctx context.Context, f *statedir.Folder, user uint32, count func(
 	return errors.Join(err, first)
 }
 
-func removePath(ctx context.Context, file string, user uint32, count func()) error {
+func removePath(ctx context.Context, file string, user uint32) error {
 	incarnation, err := statedir.Incarnation(file)
 	if err != nil || incarnation == "" {
 		return err
 	}
-	return statedir.RemoveOwned(ctx, user, file, incarnation, count)
+	return statedir.RemoveOwned(ctx, user, file, incarnation)
 }

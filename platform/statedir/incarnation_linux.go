@@ -40,10 +40,9 @@ func Remove(ctx context.Context, file, incarnation string) error {
 }
 
 // RemoveOwned is [Remove] of what belongs to one user, in a folder that others may write in or not: folders of other users in
-// it are not emptied (T9). What belongs to root is root's own to remove, with everybody's folders in it. It calls removed, which
-// may be nil, for each name that is gone.
-func RemoveOwned(ctx context.Context, uid uint32, file, incarnation string, removed func()) error {
-	r := &removal{removed: removed}
+// it are not emptied (T9). What belongs to root is root's own to remove, with everybody's folders in it.
+func RemoveOwned(ctx context.Context, uid uint32, file, incarnation string) error {
+	r := &removal{}
 	if uid != 0 {
 		r.owner = &uid
 	}
@@ -94,6 +93,21 @@ func openParent(file string) (in folder, name string, err error) {
 // Expand finds the folders that globs name now, in order and each once. No link is followed (T3), and one that cannot be read
 // is an error and not empty (T7).
 func Expand(ctx context.Context, globs []string) ([]string, error) {
+	return foldersOf(globs, func(g glob, root folder, found *[]string) error {
+		return g.walk(ctx, root, func(in folder, name string) error {
+			sub, err := in.enter(name)
+			if err != nil {
+				return unlessAbsent(err)
+			}
+			*found = append(*found, sub.path)
+			sub.close()
+			return nil
+		})
+	})
+}
+
+// foldersOf returns the folders that find adds for each of the globs, in order and each once.
+func foldersOf(globs []string, find func(g glob, root folder, found *[]string) error) ([]string, error) {
 	root, err := openRoot()
 	if err != nil {
 		return nil, err
@@ -105,16 +119,7 @@ func Expand(ctx context.Context, globs []string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = g.walk(ctx, root, func(in folder, name string) error {
-			sub, err := in.enter(name)
-			if err != nil {
-				return unlessAbsent(err)
-			}
-			found = append(found, sub.path)
-			sub.close()
-			return nil
-		})
-		if err != nil {
+		if err := find(g, root, &found); err != nil {
 			return nil, err
 		}
 	}
@@ -125,23 +130,7 @@ func Expand(ctx context.Context, globs []string) ([]string, error) {
 // Nearest finds the folders in which a change can make globs name other folders than they do: those that a pattern is looked for
 // in, and where a glob leads no further the last ones on the way.
 func Nearest(ctx context.Context, globs []string) ([]string, error) {
-	root, err := openRoot()
-	if err != nil {
-		return nil, err
-	}
-	defer root.close()
-	var found []string
-	for _, text := range globs {
-		g, err := newFolders(text)
-		if err != nil {
-			return nil, err
-		}
-		if err := g.nearest(ctx, root, &found); err != nil {
-			return nil, err
-		}
-	}
-	slices.Sort(found)
-	return slices.Compact(found), nil
+	return foldersOf(globs, func(g glob, root folder, found *[]string) error { return g.nearest(ctx, root, found) })
 }
 
 func (g glob) nearest(ctx context.Context, in folder, found *[]string) error {

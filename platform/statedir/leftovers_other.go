@@ -49,7 +49,7 @@ func Locked(string) (watch.Life, int, error) { return watch.Unknown, 0, errUnsup
 func Expand(context.Context, []string) ([]string, error) { return nil, errUnsupported }
 
 // RemoveOwned fails.
-func RemoveOwned(context.Context, uint32, string, string, func()) error { return errUnsupported }
+func RemoveOwned(context.Context, uint32, string, string) error { return errUnsupported }
 
 // Nearest fails.
 func Nearest(context.Context, []string) ([]string, error) { return nil, errUnsupported }

@@ -51,10 +51,7 @@ func (r *removal) entry(ctx context.Context, in folder, name string, e *entry) e
 		return r.folder(ctx, in, name, e)
 	}
 	switch err := unix.Unlinkat(in.fd, name, 0); {
-	case err == nil:
-		r.count()
-		return nil
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EISDIR): // EISDIR: something else has its name by now
+	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EISDIR): // EISDIR: something else has its name by now
 		return nil
 	default:
 		return &fs.PathError{Op: "unlink", Path: readable(e.path), Err: err}
@@ -106,10 +103,7 @@ func (r *removal) folder(ctx context.Context, in folder, name string, e *entry) 
 		}
 	}
 	switch err := unix.Unlinkat(in.fd, name, unix.AT_REMOVEDIR); {
-	case err == nil:
-		r.count()
-		return nil
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return nil
 	default:
 		return &fs.PathError{Op: "rmdir", Path: readable(e.path), Err: err}
@@ -122,20 +116,13 @@ const maxDepth = 64
 
 // A removal is one attempt at removing something.
 type removal struct {
-	owner   *uint32 // whose folders alone are emptied; nil: everybody's
-	removed func()  // called for each name that was removed, if not nil
+	owner *uint32 // whose folders alone are emptied; nil: everybody's
 
 	top    int // the leftover
 	place  place
 	lifted int // folders moved to the top
 	first  error
 	failed int
-}
-
-func (r *removal) count() {
-	if r.removed != nil {
-		r.removed()
-	}
 }
 
 // fail notes that something could not be removed.
@@ -197,7 +184,6 @@ func (r *removal) remove(ctx context.Context, dir int, name, in string, depth in
 	op, err := unlink(dir, name)
 	switch {
 	case err == nil:
-		r.count()
 		return true, nil
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return false, nil // it went, or is something else by now: the next pass will see
@@ -228,7 +214,6 @@ func (r *removal) remove(ctx context.Context, dir int, name, in string, depth in
 	op, err = unlink(dir, name)
 	switch {
 	case err == nil:
-		r.count()
 		return true, nil
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 	case errors.Is(err, unix.ENOTEMPTY) && r.lifted != lifted:

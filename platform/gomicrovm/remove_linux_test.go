@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"watcher/platform/gomicrovm/gomicrovmtest"
-	"watcher/platform/statedir"
 	"watcher/platform/process/processtest"
+	"watcher/platform/statedir"
 	"watcher/watch"
 )
 

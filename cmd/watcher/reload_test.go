@@ -209,10 +209,10 @@ func TestAReloadChangesTheInterval(t *testing.T) {
 	s.waitForMore(watch.EventScan, before+5)
 	s.reload(watch.EventReloaded, slow)
 	// One may be under way, and one is asked for by the reload.
-	await(t, "the scans are over", func() bool {
-		n := len(s.records(telling(watch.EventScan)))
-		time.Sleep(500 * time.Millisecond)
-		return len(s.records(telling(watch.EventScan))) == n
+	await(t, "no scan for five times as long as before", func() bool {
+		scans := s.records(telling(watch.EventScan))
+		last, err := time.Parse(time.RFC3339Nano, scans[len(scans)-1].text("time"))
+		return err == nil && time.Since(last) > 500*time.Millisecond
 	})
 }
 

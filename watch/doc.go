@@ -10,7 +10,8 @@
 //	    a claim names nobody.
 //	W2  A claim is bound to one incarnation of a process or container, never to a PID or a name. Once bound it is not
 //	    bound again. Once a process has exited, or a container is gone, it stays so, whatever arrives later; a container
-//	    that only exited may run again.
+//	    that only exited may run again. A claim whose owner an adapter looks for ([ClaimKind.Sought]) is bound to nobody:
+//	    each look replaces what an earlier one found.
 //	W3  A claim that names only a PID is bound to a process only if that was born before the sandbox was created. The
 //	    kernel's clock tells, where the sandbox's init is known, and the wall clock elsewhere (see [Picture.Apply]).
 //	W4  Facts may arrive doubled, late or out of order. A stale fact never undoes a fresh one: a list does not forget

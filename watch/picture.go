@@ -298,7 +298,7 @@ func (p *Picture) see(s Sandbox, asked time.Time) {
 	if known && len(e.Owners) > 0 && e.Terms.ownLabels() {
 		s.Terms.Owners = e.Terms.Owners // labels do not change; rules may (W2)
 	}
-	s.Leaves = addLeaves(s.Leaves, e.Leaves)
+	s.Leaves = AddLeaves(s.Leaves, e.Leaves)
 	p.file(e, s, asked)
 	e.Sandbox, e.Asked = s, asked
 	if !s.State.Runs() && !e.Progress.Begun.IsZero() && e.Progress.Stopped.IsZero() {

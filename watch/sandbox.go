@@ -103,8 +103,8 @@ type Leaf struct {
 	Incarnation string `json:"incarnation,omitempty"` // what tells it from a later one of that name, if anything does
 }
 
-// addLeaves returns leaves with those that were found before and are not among them.
-func addLeaves(leaves, before []Leaf) []Leaf {
+// AddLeaves returns leaves with those that were found before and are not among them. It changes neither.
+func AddLeaves(leaves, before []Leaf) []Leaf {
 	for _, old := range before {
 		if !slices.ContainsFunc(leaves, func(l Leaf) bool { return l.Kind == old.Kind && l.Name == old.Name }) {
 			leaves = append(slices.Clip(leaves), old)

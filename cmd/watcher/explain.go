@@ -302,7 +302,7 @@ func (x explanation) weigh(o *watch.Owner) []string {
 		said := []string{fmt.Sprintf("any process of %q may own it, if it is older than the %s", o.Claim.Program, x.entry.ID.Kind)}
 		switch o.Life {
 		case watch.Alive:
-			return append(said, fmt.Sprintf("/proc: process %d is one, and lives; it started at tick %d after boot", o.Process.PID, o.Process.Start))
+			return append(said, lives(o.Process, "is one"))
 		case watch.Exited:
 			return append(said, "/proc: there is none; a newer one, if there is any, cannot have made it")
 		}
@@ -335,7 +335,7 @@ func (x explanation) weigh(o *watch.Owner) []string {
 		said := []string{fmt.Sprintf("a process of %q among its ancestors owns it", o.Claim.Program)}
 		switch o.Life {
 		case watch.Alive:
-			return append(said, fmt.Sprintf("/proc: process %d is one, and lives; it started at tick %d after boot", o.Process.PID, o.Process.Start))
+			return append(said, lives(o.Process, "is one"))
 		case watch.Exited:
 			return append(said, "/proc: there is none up to the first process")
 		}
@@ -355,7 +355,7 @@ func (x explanation) weigh(o *watch.Owner) []string {
 		said := []string{fmt.Sprintf("the process that %s names owns it", o.Claim.File)}
 		switch o.Life {
 		case watch.Alive:
-			return append(said, fmt.Sprintf("/proc: process %d is that, and lives; it started at tick %d after boot", o.Process.PID, o.Process.Start))
+			return append(said, lives(o.Process, "is that"))
 		case watch.Exited:
 			return append(said, "/proc: that process has exited")
 		}
@@ -372,6 +372,11 @@ func (x explanation) weigh(o *watch.Owner) []string {
 	default:
 		return nil
 	}
+}
+
+// lives says of a process what it is, and that it lives.
+func lives(p watch.Process, is string) string {
+	return fmt.Sprintf("/proc: process %d %s, and lives; it started at tick %d after boot", p.PID, is, p.Start)
 }
 
 // since says from when on the verdict has held, as far as that is known.

@@ -231,11 +231,7 @@ func (vm *microVM) inherit(before *microVM) {
 			vm.known[claim] = seen
 		}
 	}
-	for _, leaf := range before.sandbox.Leaves {
-		if !slices.ContainsFunc(vm.sandbox.Leaves, func(l watch.Leaf) bool { return l.Kind == leaf.Kind && l.Name == leaf.Name }) {
-			vm.sandbox.Leaves = append(vm.sandbox.Leaves, leaf)
-		}
-	}
+	vm.sandbox.Leaves = watch.AddLeaves(vm.sandbox.Leaves, before.sandbox.Leaves)
 	vm.sandbox.Created = before.sandbox.Created
 }
 

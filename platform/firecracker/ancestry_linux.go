@@ -301,13 +301,7 @@ func (m *MicroVMs) renewLeaves(vm *microVM) {
 	if m.all[vm.sandbox.ID] != vm || vm.dead {
 		return
 	}
-	leaves := slices.Clone(vm.sandbox.Leaves)
-	for _, leaf := range found {
-		if !slices.ContainsFunc(leaves, func(l watch.Leaf) bool { return l.Kind == leaf.Kind && l.Name == leaf.Name }) {
-			leaves = append(leaves, leaf)
-		}
-	}
-	if len(leaves) > len(vm.sandbox.Leaves) {
+	if leaves := watch.AddLeaves(vm.sandbox.Leaves, found); len(leaves) > len(vm.sandbox.Leaves) {
 		vm.sandbox.Leaves = leaves
 		m.post(watch.SandboxSeen{Sandbox: vm.sandbox, Asked: time.Now()})
 	}

@@ -431,27 +431,16 @@ func (vm *microVM) describe(only bool) {
 		vm.sandbox.Leaves = append(vm.sandbox.Leaves, leaf)
 	}
 	for _, leaf := range vm.sandbox.Leaves {
-		if born := bornAt(leaf.Name); born.After(vm.sandbox.Created) {
-			vm.sandbox.Created = born
+		f, err := statedir.OpenFolder(leaf.Name)
+		if err != nil {
+			continue // it went, and is no leaf at the next look
 		}
+		// A folder that seems younger than it is has more processes that are older, and may own it.
+		if f.Born().After(vm.sandbox.Created) {
+			vm.sandbox.Created = f.Born()
+		}
+		f.Close()
 	}
-}
-
-// bornAt is when a folder was made. Where nobody knows it is the latest time that it bears: a folder that seems younger than it is
-// has more processes that are older, and may own it.
-func bornAt(dir string) time.Time {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st); err != nil {
-		return time.Time{}
-	}
-	stamp := func(t unix.StatxTimestamp) time.Time { return time.Unix(t.Sec, int64(t.Nsec)) }
-	if st.Mask&unix.STATX_BTIME != 0 && st.Btime.Sec > 0 {
-		return stamp(st.Btime)
-	}
-	if stamp(st.Mtime).After(stamp(st.Ctime)) {
-		return stamp(st.Mtime)
-	}
-	return stamp(st.Ctime)
 }
 
 // remnants are those of what was left that no process has to do with.

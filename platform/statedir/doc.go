@@ -6,13 +6,14 @@
 //
 //	T1  Nothing is removed but what the last element of a glob matches that a rule names now. The folder it is in stays,
 //	    and so does every folder that another glob leads through. A path never comes from a record, only from a rule.
+//	    [Remove] and its like take a path: that a rule names it is for their caller to know.
 //	T2  An ID names one incarnation: path, device, inode and time of birth. What is removed is compared with it on an open
 //	    descriptor, which neither a rename nor the reuse of an inode can make mean something else.
 //	T3  No link is followed, at the start or on the way: every element of a path is opened by itself, in the folder that
 //	    was opened before it, with O_NOFOLLOW (openat(2)). A link is removed as a link.
 //	T4  No mount is entered and none is removed, nor a device other than the leftover's. Every folder is asked for both
 //	    after it was opened.
-//	T5  What may be in use is not removed, and what cannot be looked at may be in use.
+//	T5  A leftover that may be in use is not removed, and what cannot be looked at may be in use.
 //	T6  The leftover itself goes last, so its ID stays valid until all is gone, and a removal that was interrupted can be
 //	    repeated.
 //	T7  A folder that cannot be read is not an empty one: the list fails.

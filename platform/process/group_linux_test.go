@@ -15,11 +15,9 @@ import (
 	"watcher/platform/process/processtest"
 )
 
-// group starts a shell that leads a group of its own, with a script that says who is in it, and returns them held, and it.
-func group(t *testing.T, script string, members int) (all []*process.Sight, leader *os.Process) {
+// speaking starts a process that waits for the end of its standard input, which is that of the test, and returns its lines.
+func speaking(t *testing.T, cmd *exec.Cmd) *bufio.Scanner {
 	t.Helper()
-	cmd := exec.Command("sh", "-c", script)
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +28,15 @@ func group(t *testing.T, script string, members int) (all []*process.Sight, lead
 	}
 	start(t, cmd)
 	t.Cleanup(func() { _ = in.Close() })
-	lines := bufio.NewScanner(out)
+	return bufio.NewScanner(out)
+}
+
+// group starts a shell that leads a group of its own, with a script that says who is in it, and returns them held, and it.
+func group(t *testing.T, script string, members int) (all []*process.Sight, leader *os.Process) {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", script)
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	lines := speaking(t, cmd)
 	for range members {
 		pid := 0
 		if !lines.Scan() {

@@ -1,7 +1,6 @@
 package process_test
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -27,17 +26,7 @@ func shells(t *testing.T, depth int) (pids []int) {
 	}
 	cmd := exec.Command("sh", file, strconv.Itoa(depth))
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	start(t, cmd)
-	t.Cleanup(func() { _ = in.Close() })
-	lines := bufio.NewScanner(out)
+	lines := speaking(t, cmd)
 	for range depth {
 		if !lines.Scan() {
 			t.Fatal("a shell has ended")
